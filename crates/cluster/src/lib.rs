@@ -1,0 +1,1 @@
+//! Pods and NetworkAttachmentDefinitions as a meta plugin reads them.

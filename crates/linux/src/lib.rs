@@ -1,0 +1,1 @@
+//! Linux as we use it: sysfs, netlink, network namespaces, atomic files, locks.

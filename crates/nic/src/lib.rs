@@ -1,0 +1,10 @@
+//! NICs as plain data. Everything here is pure: no files, no sockets, no clock.
+//!
+//! The types parse at the border and are trusted afterwards: a [`PciAddress`] is one, an [`IfName`] fits the
+//! kernel, a [`DeviceId`] can stand in a file name and in the kubelet's device list.
+
+mod address;
+mod name;
+
+pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
+pub use name::{DeviceId, IfName, NameError, ResourceName};

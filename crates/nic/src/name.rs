@@ -1,0 +1,262 @@
+//! Names with a grammar: interfaces, devices, extended resources.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::PciAddress;
+
+/// Why a text is not a name of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {kind}: {why}")]
+pub struct NameError {
+    kind: &'static str,
+    text: String,
+    why: &'static str,
+}
+
+impl NameError {
+    fn new(kind: &'static str, text: &str, why: &'static str) -> Self {
+        // What a hostile caller hands us must not fill the log.
+        NameError { kind, text: text.chars().take(80).collect(), why }
+    }
+}
+
+/// The name of a network interface: 1 to 15 bytes, no `/`, no `:`, no white space, neither `.` nor `..`
+/// (`dev_valid_name()` in net/core/dev.c).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName(String);
+
+impl IfName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IfName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = |why| Err(NameError::new("an interface name", text, why));
+        match text {
+            "" => refuse("it is empty"),
+            "." | ".." => refuse("it names a folder"),
+            _ if text.len() > 15 => refuse("it is longer than 15 bytes"),
+            _ if text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) => {
+                refuse("it contains '/', ':', white space or a control character")
+            }
+            _ => Ok(IfName(text.to_owned())),
+        }
+    }
+}
+
+/// A device as the kubelet knows it: the PCI address, or the bus name where there is no PCI device (`virtio3`,
+/// `0.0.0001`). 1 to 63 characters, safe as part of a file name.
+///
+/// Source: `deviceplugin/v1beta1/api.proto`, `Device.ID`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(String);
+
+impl DeviceId {
+    /// The ID as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The PCI address, where the ID is one.
+    #[must_use]
+    pub fn pci(&self) -> Option<PciAddress> {
+        self.0.parse().ok()
+    }
+}
+
+impl From<PciAddress> for DeviceId {
+    fn from(address: PciAddress) -> Self {
+        DeviceId(address.to_string())
+    }
+}
+
+impl FromStr for DeviceId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = |why| Err(NameError::new("a device ID", text, why));
+        if text.is_empty() {
+            return refuse("it is empty");
+        }
+        if text.len() > 63 {
+            return refuse("it is longer than 63 characters");
+        }
+        if text.starts_with('.') || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:_-".contains(&b)) {
+            return refuse("only letters, digits and . : _ - may stand in it, and no dot first");
+        }
+        Ok(DeviceId(text.to_owned()))
+    }
+}
+
+/// The name of an extended resource, `kernel.org/virt`: a DNS prefix and a name.
+///
+/// Source: `IsExtendedResourceName` in the kubelet's apis/core/v1/helper, which the kubelet applies on Register.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceName(String);
+
+impl ResourceName {
+    /// The whole name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name as it stands in file names: `/` becomes `-` (device-info specification 1.1.0, section 4).
+    #[must_use]
+    pub fn file_stem(&self) -> String {
+        self.0.replace('/', "-")
+    }
+
+    /// The name as it stands in environment variables: upper case, everything but letters and digits becomes `_`.
+    #[must_use]
+    pub fn env_stem(&self) -> String {
+        self.0.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+    }
+}
+
+impl FromStr for ResourceName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = |why| Err(NameError::new("an extended resource name", text, why));
+        let Some((prefix, name)) = text.split_once('/') else {
+            return refuse("it has no prefix (expected the form kernel.org/virt)");
+        };
+        if prefix == "kubernetes.io" || prefix.ends_with(".kubernetes.io") || text.contains("kubernetes.io/")
+        {
+            return refuse("kubernetes.io belongs to Kubernetes");
+        }
+        if text.starts_with("requests.") {
+            return refuse("it begins with \"requests.\", which quotas use");
+        }
+        // The kubelet checks "requests." + name as a qualified name: 253 characters of prefix, 63 of name.
+        if prefix.len() > 253 - "requests.".len() || !prefix.split('.').all(is_dns_label) {
+            return refuse("what stands before the '/' is not a DNS name in lower case");
+        }
+        if !is_qualified_part(name) {
+            return refuse(
+                "what stands after the '/' must be 1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends",
+            );
+        }
+        Ok(ResourceName(text.to_owned()))
+    }
+}
+
+fn is_dns_label(label: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&label.len())
+        && label.bytes().all(inner)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+fn is_qualified_part(name: &str) -> bool {
+    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    (1..=63).contains(&name.len())
+        && edge(name.bytes().next())
+        && edge(name.bytes().last())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
+macro_rules! display_as_inner {
+    ($($type:ty),*) => {$(
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    )*};
+}
+
+/// Serialises as the text of `Display`, reads by `FromStr`.
+macro_rules! serde_as_text {
+    ($($type:ty),*) => {$(
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+pub(crate) use serde_as_text;
+
+display_as_inner!(IfName, DeviceId, ResourceName);
+serde_as_text!(IfName, DeviceId, ResourceName);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn interface_names_follow_the_kernel() {
+        for good in ["eth0", "net1", "enp0s10", "a.b", "fifteen-bytes-x"] {
+            assert_eq!(good.parse::<IfName>().unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx", "a\nb"] {
+            assert!(bad.parse::<IfName>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn device_ids_can_stand_in_a_file_name() {
+        for good in ["0000:00:0a.0", "virtio3", "0.0.0001", "10000:00:00.0"] {
+            assert_eq!(good.parse::<DeviceId>().unwrap().as_str(), good);
+        }
+        for bad in ["", "..", ".x", "a/b", "a b", "ä", &"x".repeat(64)] {
+            assert!(bad.parse::<DeviceId>().is_err(), "{bad:?} was taken");
+        }
+        assert!("0000:00:0a.0".parse::<DeviceId>().unwrap().pci().is_some());
+        assert!("virtio3".parse::<DeviceId>().unwrap().pci().is_none());
+    }
+
+    #[test]
+    fn resource_names_follow_the_kubelet() {
+        let virt: ResourceName = "kernel.org/virt".parse().unwrap();
+        assert_eq!(virt.file_stem(), "kernel.org-virt");
+        assert_eq!(virt.env_stem(), "KERNEL_ORG_VIRT");
+        for bad in [
+            "virt",
+            "/virt",
+            "kernel.org/",
+            "kernel.org/a/b",
+            "Kernel.org/virt",
+            "kubernetes.io/virt",
+            "node.kubernetes.io/virt",
+            "requests.kernel.org/virt",
+            "kernel.org/-virt",
+        ] {
+            assert!(bad.parse::<ResourceName>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parsers_panic(text in ".{0,80}") {
+            let _ = text.parse::<IfName>();
+            let _ = text.parse::<DeviceId>();
+            let _ = text.parse::<ResourceName>();
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A QEMU guest with real virtio NICs, without root or KVM.

@@ -1,0 +1,3 @@
+//! The meta CNI plugin: cluster network first, then the networks a pod asks for.
+
+fn main() {}

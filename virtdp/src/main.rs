@@ -1,0 +1,3 @@
+//! The node agent: discovers virtual NICs, advertises and allocates them.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A Kubernetes node without Kubernetes, as a library.

@@ -1,0 +1,3 @@
+//! The `virtsim` program.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The project's commands: demo, test, vm, bench, gen.
+
+fn main() {}
