@@ -4,7 +4,9 @@
 //! kernel, a [`DeviceId`] can stand in a file name and in the kubelet's device list.
 
 mod address;
+mod facts;
 mod name;
 
 pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
+pub use facts::{Address, Link, Route};
 pub use name::{DeviceId, IfName, NameError, ResourceName};

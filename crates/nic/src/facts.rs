@@ -1,0 +1,86 @@
+//! What the kernel says about links, addresses and routes, as plain data: read by the `linux` crate, judged here.
+
+use std::net::IpAddr;
+
+use crate::{IfName, MacAddr};
+
+/// A network interface as RTM_GETLINK shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// IFLA `ifi_index`, unique within its network namespace.
+    pub index: u32,
+    /// IFLA_IFNAME.
+    pub name: IfName,
+    /// IFLA_ALT_IFNAME, up to 128 bytes each.
+    pub alt_names: Vec<String>,
+    /// IFLA_INFO_KIND: `bond`, `bridge`, `vlan`, `veth`; absent for hardware.
+    pub kind: Option<String>,
+    /// IFLA_ADDRESS, where it is an Ethernet address.
+    pub mac: Option<MacAddr>,
+    /// IFLA_PERM_ADDRESS: what the hardware was made with.
+    pub permanent_mac: Option<MacAddr>,
+    /// IFLA_MTU in bytes.
+    pub mtu: u32,
+    /// IFLA_TXQLEN in packets.
+    pub tx_queue_len: u32,
+    /// IFLA_IFALIAS.
+    pub alias: Option<String>,
+    /// IFF_UP: what the administrator wants, not what the wire says.
+    pub up: bool,
+    /// IFLA_CARRIER; meaningless while the link is not up.
+    pub carrier: bool,
+    /// IFF_LOOPBACK.
+    pub loopback: bool,
+    /// IFLA_MASTER: the bond, bridge, team, VRF or OVS datapath that this link is a port of.
+    pub master: Option<u32>,
+    /// IFLA_LINK: the link below a VLAN, macvlan or tunnel, or the peer of a veth.
+    pub lower: Option<u32>,
+    /// IFLA_LINK_NETNSID: `lower` is an index in another network namespace, not in this one.
+    pub lower_elsewhere: bool,
+    /// IFLA_PARENT_DEV_BUS_NAME (kernel 5.14+): `virtio`, `pci`.
+    pub parent_bus: Option<String>,
+    /// IFLA_PARENT_DEV_NAME (kernel 5.14+): `virtio2`, `0000:00:0a.0`.
+    pub parent_device: Option<String>,
+}
+
+/// An address on a link, as RTM_GETADDR shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The link's index.
+    pub index: u32,
+    /// IFA_LOCAL (IPv4) or IFA_ADDRESS (IPv6).
+    pub ip: IpAddr,
+    /// Length of the prefix in bits.
+    pub prefix_len: u8,
+    /// IFA_F_TENTATIVE: duplicate address detection has not ended.
+    pub tentative: bool,
+    /// IFA_F_DADFAILED: another host has this address.
+    pub duplicate: bool,
+}
+
+/// A route, as RTM_GETROUTE shows it, of any table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The destination; the unspecified address with length 0 is the default route.
+    pub destination: IpAddr,
+    /// Length of the destination prefix in bits.
+    pub prefix_len: u8,
+    /// RTA_TABLE.
+    pub table: u32,
+    /// RTA_PRIORITY: the metric.
+    pub priority: u32,
+    /// Where packets leave: RTA_OIF, or each hop of RTA_MULTIPATH, or what the nexthop object of RTA_NH_ID leads to.
+    pub outputs: Vec<u32>,
+    /// RTA_GATEWAY or RTA_VIA of the first hop.
+    pub gateway: Option<IpAddr>,
+    /// rtm_type is RTN_UNICAST; blackhole, unreachable and local routes carry nobody's traffic.
+    pub unicast: bool,
+}
+
+impl Route {
+    /// Whether this is a default route, IPv4 or IPv6.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.prefix_len == 0 && self.destination.is_unspecified()
+    }
+}
