@@ -84,3 +84,31 @@ impl Route {
         self.prefix_len == 0 && self.destination.is_unspecified()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod sample {
+    use super::Link;
+
+    /// A plain link without anything above or below it.
+    pub(crate) fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.parse().unwrap(),
+            alt_names: Vec::new(),
+            kind: None,
+            mac: None,
+            permanent_mac: None,
+            mtu: 1500,
+            tx_queue_len: 1000,
+            alias: None,
+            up: true,
+            carrier: true,
+            loopback: false,
+            master: None,
+            lower: None,
+            lower_elsewhere: false,
+            parent_bus: None,
+            parent_device: None,
+        }
+    }
+}

@@ -5,8 +5,10 @@
 
 mod address;
 mod facts;
+pub mod lifeline;
 mod name;
 
 pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
 pub use facts::{Address, Link, Route};
+pub use lifeline::Lifeline;
 pub use name::{DeviceId, IfName, NameError, ResourceName};
