@@ -4,11 +4,17 @@
 //! kernel, a [`DeviceId`] can stand in a file name and in the kubelet's device list.
 
 mod address;
+mod device;
 mod facts;
 pub mod lifeline;
 mod name;
+mod node;
+mod preference;
 
 pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
+pub use device::{HardwareId, Interface, Nic};
 pub use facts::{Address, Link, Route};
 pub use lifeline::Lifeline;
 pub use name::{DeviceId, IfName, NameError, ResourceName};
+pub use node::{Disagreement, Health, NodeFacts, Pool, Skip, Standing};
+pub use preference::{Candidate, prefer};

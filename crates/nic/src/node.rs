@@ -1,0 +1,369 @@
+//! What was read of the node in one go, and the verdict on each NIC: offered with its health, or skipped with the reason.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+
+use crate::lifeline::Reason;
+use crate::{DeviceId, IfName, Interface, Lifeline, Link, Nic, ResourceName};
+
+/// A resource, and which NICs it is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// What pods ask for.
+    pub resource: ResourceName,
+    /// The drivers whose NICs belong to it.
+    pub drivers: Vec<String>,
+}
+
+/// The facts about a node that the verdicts rest on. Exists only if sysfs and netlink showed the same interfaces.
+#[derive(Clone, Debug)]
+pub struct NodeFacts {
+    nics: Vec<Nic>,
+    links: HashMap<u32, Link>,
+    lifeline: Lifeline,
+    leased: BTreeSet<DeviceId>,
+    sees_hardware: bool,
+}
+
+/// Sysfs and netlink do not show the same interfaces.
+///
+/// Either something changed while we read, and reading again helps; or the mounted sysfs belongs to another network
+/// namespace than this process, and then nothing can be said about any NIC.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "sysfs and netlink do not show the same interfaces ({0} only in one of them): is sysfs of this network namespace?"
+)]
+pub struct Disagreement(String);
+
+impl NodeFacts {
+    /// Puts the facts together.
+    ///
+    /// `interfaces` are all that sysfs shows, `links` all that netlink shows; `leased` are the devices that our
+    /// ledger says are in a pod.
+    ///
+    /// # Errors
+    /// Sysfs and netlink disagree.
+    pub fn new(
+        mut nics: Vec<Nic>,
+        interfaces: &[Interface],
+        links: Vec<Link>,
+        lifeline: Lifeline,
+        leased: BTreeSet<DeviceId>,
+    ) -> Result<Self, Disagreement> {
+        let by_sysfs: BTreeSet<(u32, &IfName)> = interfaces.iter().map(|i| (i.index, &i.name)).collect();
+        let by_netlink: BTreeSet<(u32, &IfName)> = links.iter().map(|l| (l.index, &l.name)).collect();
+        let of_nics = nics.iter().flat_map(|nic| &nic.interfaces).map(|i| (i.index, &i.name)).collect();
+        let odd: Vec<&str> = by_sysfs
+            .symmetric_difference(&by_netlink)
+            .chain(BTreeSet::difference(&of_nics, &by_netlink))
+            .take(4)
+            .map(|(_, name)| name.as_str())
+            .collect();
+        if !odd.is_empty() {
+            return Err(Disagreement(odd.join(", ")));
+        }
+        let sees_hardware = interfaces.iter().any(|interface| interface.hardware);
+        nics.sort_by(|a, b| (a.pci, &a.id).cmp(&(b.pci, &b.id)));
+        let links = links.into_iter().map(|link| (link.index, link)).collect();
+        Ok(NodeFacts { nics, links, lifeline, leased, sees_hardware })
+    }
+
+    /// All NICs, in the order of their addresses.
+    #[must_use]
+    pub fn nics(&self) -> &[Nic] {
+        &self.nics
+    }
+
+    /// The link of a NIC, if it is in this network namespace.
+    #[must_use]
+    pub fn link(&self, nic: &Nic) -> Option<&Link> {
+        self.links.get(&nic.interfaces.first()?.index)
+    }
+
+    /// Whether the ledger says that the NIC is in a pod.
+    #[must_use]
+    pub fn is_leased(&self, nic: &Nic) -> bool {
+        self.leased.contains(&nic.id)
+    }
+
+    /// The links that belong to no NIC of [`NodeFacts::nics`], by index, each with why it is none of ours.
+    #[must_use]
+    pub fn others(&self) -> Vec<(&Link, String)> {
+        let ours: BTreeSet<u32> = self.nics.iter().flat_map(|n| &n.interfaces).map(|i| i.index).collect();
+        let mut others: Vec<_> = self
+            .links
+            .values()
+            .filter(|link| !ours.contains(&link.index))
+            .map(|link| (link, self.why_no_nic(link)))
+            .collect();
+        others.sort_by_key(|(link, _)| link.index);
+        others
+    }
+
+    fn why_no_nic(&self, link: &Link) -> String {
+        let what = match (&link.kind, &link.parent_device) {
+            _ if link.loopback => "is the loopback interface".to_owned(),
+            (Some(kind), _) => format!("is a virtual interface ({kind})"),
+            (None, Some(device)) => {
+                format!("its device {device} is neither on the PCI nor on the virtio bus")
+            }
+            (None, None) => "is not backed by a device".to_owned(),
+        };
+        match self.lifeline.reason(link.index) {
+            Some(reason) => format!("{what}; {reason}"),
+            None => what,
+        }
+    }
+
+    /// Judges one NIC for one pool.
+    #[must_use]
+    pub fn judge(&self, nic: &Nic, pool: &Pool) -> Standing {
+        match self.objection(nic, pool) {
+            Some(skip) => Standing::Skipped(skip),
+            None => Standing::Offered(self.health(nic)),
+        }
+    }
+
+    fn objection(&self, nic: &Nic, pool: &Pool) -> Option<Skip> {
+        // The lifeline comes first: for the node's operator it is the reason that matters.
+        for interface in &nic.interfaces {
+            if let Some(reason) = self.lifeline.reason(interface.index) {
+                return Some(Skip::Lifeline { interface: interface.name.clone(), reason: reason.clone() });
+            }
+        }
+        match &nic.driver {
+            None => return Some(Skip::NoDriver),
+            Some(driver) if !pool.drivers.contains(driver) => {
+                return Some(Skip::Driver { driver: driver.clone(), wanted: pool.drivers.clone() });
+            }
+            Some(_) => {}
+        }
+        match nic.interfaces.as_slice() {
+            [] if !self.sees_hardware && !self.is_leased(nic) => Some(Skip::OutOfSight),
+            [] | [_] => None,
+            many => Some(Skip::SeveralInterfaces(many.iter().map(|i| i.name.clone()).collect())),
+        }
+    }
+
+    fn health(&self, nic: &Nic) -> Health {
+        match self.link(nic) {
+            // Administratively down is how a NIC waits for its pod, and says nothing about the wire.
+            Some(link) if link.up && !link.carrier => Health::NoCarrier(link.name.clone()),
+            _ => Health::Healthy,
+        }
+    }
+}
+
+/// The verdict on a NIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is for pods.
+    Offered(Health),
+    /// It is not.
+    Skipped(Skip),
+}
+
+/// How a NIC that is for pods is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// A pod can have it, or has it.
+    Healthy,
+    /// The interface is up, and the wire is not.
+    NoCarrier(IfName),
+}
+
+/// Why a NIC is not for pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// It carries the node.
+    Lifeline {
+        /// The interface.
+        interface: IfName,
+        /// Why it carries the node.
+        reason: Reason,
+    },
+    /// Nothing drives it.
+    NoDriver,
+    /// The pool is for NICs with other drivers.
+    Driver {
+        /// What drives it.
+        driver: String,
+        /// What the pool is for.
+        wanted: Vec<String>,
+    },
+    /// One function, several interfaces: it cannot be given to one pod as a whole.
+    SeveralInterfaces(Vec<IfName>),
+    /// Its interface is in another network namespace, and we see no hardware at all in ours: we are probably not where
+    /// the node's interfaces are, and could not tell the lifeline.
+    OutOfSight,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Health::Healthy => f.write_str("healthy"),
+            Health::NoCarrier(interface) => write!(f, "{interface} is up and has no carrier"),
+        }
+    }
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Skip::Lifeline { interface, reason } => write!(f, "{interface} {reason}"),
+            Skip::NoDriver => f.write_str("no driver is bound to it"),
+            Skip::Driver { driver, wanted } => {
+                write!(f, "driver {driver} is not in the pool's list ({})", wanted.join(", "))
+            }
+            Skip::SeveralInterfaces(names) => {
+                let names: Vec<&str> = names.iter().map(IfName::as_str).collect();
+                write!(f, "it has {} interfaces ({}), a pod gets one", names.len(), names.join(", "))
+            }
+            Skip::OutOfSight => f.write_str(
+                "its interface is in another network namespace, and this one has no hardware at all: the agent must run \
+                 in the node's network namespace (hostNetwork: true)",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Route;
+    use crate::facts::sample::link;
+
+    fn pool() -> Pool {
+        Pool { resource: "kernel.org/virt".parse().unwrap(), drivers: vec!["virtio_net".into()] }
+    }
+
+    fn interface(index: u32, name: &str) -> Interface {
+        Interface { index, name: name.parse().unwrap(), hardware: true }
+    }
+
+    fn nic(id: &str, interfaces: &[Interface]) -> Nic {
+        Nic {
+            id: id.parse().unwrap(),
+            bus_name: "virtio0".into(),
+            pci: id.parse().ok(),
+            driver: Some("virtio_net".into()),
+            hardware: None,
+            numa_node: None,
+            interfaces: interfaces.to_vec(),
+        }
+    }
+
+    /// A node with `eth0` as uplink, and the interfaces and NICs given.
+    fn node(nics: &[Nic], links: &[Link], leased: &[&str]) -> NodeFacts {
+        let uplink = link(2, "eth0");
+        let route = Route {
+            destination: "0.0.0.0".parse().unwrap(),
+            prefix_len: 0,
+            table: 254,
+            priority: 0,
+            outputs: vec![2],
+            gateway: None,
+            unicast: true,
+        };
+        let mut all = vec![uplink];
+        all.extend_from_slice(links);
+        let shown: Vec<_> = all
+            .iter()
+            .map(|l| Interface { index: l.index, name: l.name.clone(), hardware: l.kind.is_none() })
+            .collect();
+        let lifeline = Lifeline::find(&all, &[route], &[], &[]).unwrap();
+        let leased = leased.iter().map(|id| id.parse().unwrap()).collect();
+        NodeFacts::new(nics.to_vec(), &shown, all, lifeline, leased).unwrap()
+    }
+
+    fn why(node: &NodeFacts, nic: &Nic) -> String {
+        match node.judge(nic, &pool()) {
+            Standing::Offered(health) => format!("offered: {health}"),
+            Standing::Skipped(skip) => skip.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_uplink_is_skipped_even_if_its_driver_fits() {
+        let uplink = nic("0000:00:03.0", &[interface(2, "eth0")]);
+        let node = node(std::slice::from_ref(&uplink), &[], &[]);
+        assert_eq!(why(&node, &uplink), "eth0 carries the IPv4 default route (table 254, metric 0)");
+    }
+
+    #[test]
+    fn other_drivers_and_none_are_named() {
+        let e1000 = Nic { driver: Some("e1000".into()), ..nic("0000:00:05.0", &[]) };
+        let bare = Nic { driver: None, ..nic("0000:00:06.0", &[]) };
+        let node = node(&[], &[], &[]);
+        assert_eq!(why(&node, &e1000), "driver e1000 is not in the pool's list (virtio_net)");
+        assert_eq!(why(&node, &bare), "no driver is bound to it");
+    }
+
+    #[test]
+    fn a_lost_carrier_is_ill_and_admin_down_is_not() {
+        let down = Link { up: false, carrier: false, ..link(3, "eth1") };
+        let lost = Link { up: true, carrier: false, ..link(4, "eth2") };
+        let node = node(&[], &[down, lost], &[]);
+        assert_eq!(why(&node, &nic("0000:00:0a.0", &[interface(3, "eth1")])), "offered: healthy");
+        assert_eq!(
+            why(&node, &nic("0000:00:0b.0", &[interface(4, "eth2")])),
+            "offered: eth2 is up and has no carrier"
+        );
+    }
+
+    #[test]
+    fn a_nic_in_a_pod_stays_offered() {
+        let away = nic("0000:00:0a.0", &[]);
+        assert_eq!(why(&node(&[], &[], &[]), &away), "offered: healthy");
+    }
+
+    #[test]
+    fn where_no_hardware_is_seen_only_leased_nics_are_offered() {
+        let lo = Link { loopback: true, ..link(1, "lo") };
+        let shown = [Interface { hardware: false, ..interface(1, "lo") }];
+        let lifeline = Lifeline::find(std::slice::from_ref(&lo), &[], &[], &[]).unwrap();
+        let leased = BTreeSet::from(["0000:00:0a.0".parse().unwrap()]);
+        let node = NodeFacts::new(vec![], &shown, vec![lo], lifeline, leased).unwrap();
+        assert_eq!(why(&node, &nic("0000:00:0a.0", &[])), "offered: healthy");
+        assert!(why(&node, &nic("0000:00:0b.0", &[])).contains("hostNetwork: true"));
+    }
+
+    #[test]
+    fn a_device_with_two_interfaces_is_not_split() {
+        let links = [link(3, "eth1"), link(4, "eth2")];
+        let both = nic("0000:00:0a.0", &[interface(3, "eth1"), interface(4, "eth2")]);
+        assert_eq!(why(&node(&[], &links, &[]), &both), "it has 2 interfaces (eth1, eth2), a pod gets one");
+    }
+
+    #[test]
+    fn facts_from_two_namespaces_are_refused() {
+        let links = vec![link(2, "eth0")];
+        let lifeline = Lifeline::find(&links, &[], &[], &[]).unwrap();
+        let new = |nics, shown: &[Interface]| {
+            NodeFacts::new(nics, shown, links.clone(), lifeline.clone(), BTreeSet::new())
+        };
+        assert!(new(vec![], &[interface(2, "eth0")]).is_ok());
+        assert!(new(vec![], &[interface(7, "eth0")]).is_err());
+        assert!(new(vec![], &[]).is_err());
+        let stranger = nic("0000:00:0a.0", &[interface(9, "eth9")]);
+        let refused = new(vec![stranger], &[interface(2, "eth0")]).unwrap_err();
+        assert!(refused.to_string().contains("(eth9 only in one of them)"), "{refused}");
+    }
+
+    #[test]
+    fn every_other_interface_has_its_reason() {
+        let lo = Link { loopback: true, ..link(1, "lo") };
+        let bond = Link { kind: Some("bond".into()), ..link(9, "bond0") };
+        let node = node(&[], &[lo, bond], &[]);
+        let why: Vec<_> =
+            node.others().into_iter().map(|(link, why)| format!("{}: {why}", link.name)).collect();
+        assert_eq!(
+            why,
+            [
+                "lo: is the loopback interface",
+                "eth0: is not backed by a device; carries the IPv4 default route (table 254, metric 0)",
+                "bond0: is a virtual interface (bond)",
+            ]
+        );
+    }
+}
