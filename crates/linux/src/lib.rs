@@ -1,1 +1,26 @@
 //! Linux as we use it: sysfs, netlink, network namespaces, atomic files, locks.
+//!
+//! Everything here is synchronous and bounded in time. Nothing here decides: facts leave as the plain types of the
+//! `nic` crate, and changes are asked for by whoever decided.
+
+pub mod announce;
+mod error;
+pub mod files;
+mod netns;
+pub mod route;
+mod wire;
+
+pub use error::{Error, Refusal};
+pub use netns::Netns;
+
+/// The kernel's random identity of this boot (`/proc/sys/kernel/random/boot_id`).
+///
+/// # Errors
+/// The file cannot be read: /proc is not mounted.
+pub fn boot_id() -> Result<String, Error> {
+    let path = std::path::Path::new("/proc/sys/kernel/random/boot_id");
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(source) => Err(Error::File { step: "read", path: path.to_owned(), source }),
+    }
+}
