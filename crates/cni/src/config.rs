@@ -58,6 +58,13 @@ impl Config {
         Ok(Config { version, name, object })
     }
 
+    /// One plugin of a list: under the list's name, in the list's version.
+    pub(crate) fn assemble(version: Version, name: NetworkName, mut object: Object) -> Config {
+        object.insert("name".to_owned(), name.as_str().into());
+        object.insert("cniVersion".to_owned(), version.as_str().into());
+        Config { version, name, object }
+    }
+
     /// The version of the specification that the configuration is written in.
     #[must_use]
     pub fn version(&self) -> Version {
@@ -244,7 +251,8 @@ fn version_of(object: &Object) -> Result<Version, Error> {
     Version::of_config(text).map_err(|error| incompatible(error.to_string()))
 }
 
-fn type_of(object: &Object) -> Result<PluginType, Error> {
+/// The `type` of a plugin's configuration or of its `ipam`.
+pub(crate) fn type_of(object: &Object) -> Result<PluginType, Error> {
     match object.get("type") {
         Some(Value::String(text)) => text
             .parse()

@@ -226,3 +226,6 @@ fn decode(plugin: &PluginType, answer: &[u8]) -> Result<Value, Error> {
             .with_details(format!("{error}, in {shown:?}"))
     })
 }
+
+#[cfg(test)]
+mod tests;

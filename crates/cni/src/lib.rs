@@ -2,6 +2,7 @@
 //!
 //! * [`plugin`]: what a program needs to be a plugin: [`plugin::main`] over the trait [`plugin::Plugin`];
 //! * [`delegate`]: how one plugin runs another, IPAM above all;
+//! * [`runtime`]: what a container runtime does: lists of plugins, capabilities, cached results.
 //!
 //! <https://www.cni.dev/docs/spec/>
 
@@ -12,6 +13,9 @@ mod error;
 mod name;
 pub mod plugin;
 mod result;
+pub mod runtime;
+#[cfg(test)]
+mod testing;
 mod version;
 
 pub use config::{Config, Object, ValidAttachment};
