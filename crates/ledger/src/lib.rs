@@ -1,1 +1,314 @@
 //! The leases on disk: which NIC went where, for whom, and what it was before.
+//!
+//! A lease is written and fsynced *before* the first change to a NIC and removed only after the NIC was seen at home
+//! again: it is the undo information of a transaction that spans processes and reboots. `<state>/leases/<device>.json`
+//! holds one lease, `<state>/locks/<device>` is its lock. Who changes a NIC or its lease holds the lock ([`Entry`]);
+//! reading needs none, since files are replaced whole.
+//!
+//! A file that is torn, foreign or written by a newer release is reported, never deleted and never in the way of the
+//! others.
+
+mod lease;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use linux::files::{self, Lock};
+use nic::DeviceId;
+use serde::{Deserialize, Serialize};
+
+pub use lease::{Home, HomeAddress, Lease, Owner, Pod, Stage, Step};
+
+/// The form in which this release writes leases, and the newest that it reads.
+const VERSION: u32 = 1;
+/// A lease has about 1 KB; 127 alternative names of 127 bytes make 17.
+const LARGEST: u64 = 256 * 1024;
+const SUFFIX: &str = ".json";
+
+/// All leases of a node.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    leases: PathBuf,
+    locks: PathBuf,
+}
+
+/// Why the ledger cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A folder cannot be made or listed.
+    #[error("{step} {}", path.display())]
+    Folder {
+        /// `create`, `list`.
+        step: &'static str,
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process holds the device's lock, or it cannot be taken.
+    #[error("lock device {device}")]
+    Lock {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: linux::Error,
+    },
+    /// A lease cannot be written or removed.
+    #[error("write the lease of device {device}")]
+    Write {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: linux::Error,
+    },
+    /// A lease cannot be put into JSON; a fault of ours.
+    #[error("encode the lease of device {device}")]
+    Encode {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A lease's file is there and is of no use to us.
+    #[error("the lease in {} cannot be used", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+}
+
+impl Error {
+    /// Whether somebody else holds the lock, so that a later attempt may succeed.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Error::Lock { source: linux::Error::Locked { .. }, .. })
+    }
+}
+
+/// What is wrong with a lease's file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Io(#[source] io::Error),
+    /// It is larger than any lease.
+    #[error("it has more than {LARGEST} bytes")]
+    Large,
+    /// It is torn, or no lease at all.
+    #[error("it is not a lease")]
+    Torn(#[source] serde_json::Error),
+    /// A newer release wrote it.
+    #[error(
+        "it has version {found}, this release reads up to {VERSION}; use the release that wrote it, or a newer one"
+    )]
+    Newer {
+        /// Its version.
+        found: u32,
+    },
+    /// Its content is about another device than its name.
+    #[error("it is about device {0}")]
+    Foreign(DeviceId),
+    /// Its name is no device ID.
+    #[error("its name is not that of a device")]
+    Name(#[source] nic::NameError),
+}
+
+/// What a listing found.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The leases, by device.
+    pub leases: Vec<Lease>,
+    /// One [`Error::Unusable`] for each file that is none.
+    pub unusable: Vec<Error>,
+}
+
+impl Ledger {
+    /// The ledger in a state folder (`/var/lib/virtnet`), which need not exist yet.
+    #[must_use]
+    pub fn at(state: impl AsRef<Path>) -> Self {
+        let state = state.as_ref();
+        Ledger { leases: state.join("leases"), locks: state.join("locks") }
+    }
+
+    /// Makes the folders, for their owner only.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn prepare(&self) -> Result<(), Error> {
+        use std::os::unix::fs::DirBuilderExt;
+        for path in [&self.leases, &self.locks] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(|source| Error::Folder { step: "create", path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Takes the lock of a device, making the folders where they are absent.
+    ///
+    /// # Errors
+    /// [`Error::Lock`] when somebody else holds it longer than `patience`; [`Error::Folder`].
+    pub fn lock(&self, device: &DeviceId, patience: Duration) -> Result<Entry<'_>, Error> {
+        self.prepare()?;
+        let lock = Lock::acquire(&self.locks.join(device.as_str()), patience)
+            .map_err(|source| Error::Lock { device: device.clone(), source })?;
+        Ok(Entry { ledger: self, device: device.clone(), _lock: lock })
+    }
+
+    /// The lease of a device, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`].
+    pub fn read(&self, device: &DeviceId) -> Result<Option<Lease>, Error> {
+        let path = self.leases.join(format!("{device}{SUFFIX}"));
+        read(&path, device).map_err(|source| Error::Unusable { path, source })
+    }
+
+    /// All leases, in the order of their devices' IDs. Without a folder there are none.
+    ///
+    /// # Errors
+    /// [`Error::Folder`] when the folder cannot be listed. Single files do not make it fail.
+    pub fn list(&self) -> Result<Listing, Error> {
+        let failed = |source| Error::Folder { step: "list", path: self.leases.clone(), source };
+        let mut names = Vec::new();
+        match std::fs::read_dir(&self.leases) {
+            Ok(folder) => {
+                for file in folder {
+                    names.push(file.map_err(failed)?.file_name());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(failed(source)),
+        }
+        names.sort();
+        let mut listing = Listing::default();
+        for name in names {
+            let path = self.leases.join(&name);
+            let name = name.to_string_lossy();
+            // What a killed writer left, and what others put here.
+            let Some(device) = name.strip_suffix(SUFFIX).filter(|_| !name.starts_with(files::TEMPORARY))
+            else {
+                continue;
+            };
+            let lease = device.parse().map_err(Fault::Name).and_then(|device| read(&path, &device));
+            match lease {
+                Ok(lease) => listing.leases.extend(lease),
+                Err(source) => listing.unusable.push(Error::Unusable { path, source }),
+            }
+        }
+        Ok(listing)
+    }
+}
+
+/// The locked place of one device in the ledger. The lock ends with it.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    ledger: &'a Ledger,
+    device: DeviceId,
+    _lock: Lock,
+}
+
+impl Entry<'_> {
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &DeviceId {
+        &self.device
+    }
+
+    /// The lease, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`].
+    pub fn read(&self) -> Result<Option<Lease>, Error> {
+        self.ledger.read(&self.device)
+    }
+
+    /// Writes the lease, durably: when this returns it survives a loss of power.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; then the old content is still there.
+    pub fn write(&self, lease: &Lease) -> Result<(), Error> {
+        let stored = Stored { version: VERSION, lease };
+        let mut bytes = serde_json::to_vec_pretty(&stored)
+            .map_err(|source| Error::Encode { device: self.device.clone(), source })?;
+        bytes.push(b'\n');
+        files::write_atomically(&self.ledger.leases, &format!("{}{SUFFIX}", self.device), &bytes)
+            .map_err(|source| Error::Write { device: self.device.clone(), source })
+    }
+
+    /// Removes the lease: the NIC is home. There being none is no error.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn close(&self) -> Result<(), Error> {
+        files::remove_durably(&self.ledger.leases, &format!("{}{SUFFIX}", self.device))
+            .map(|_| ())
+            .map_err(|source| Error::Write { device: self.device.clone(), source })
+    }
+
+    /// Keeps a file that is of no use under another name (`<device>.json.unusable`), so that a new lease can be written.
+    ///
+    /// # Errors
+    /// [`Error::Folder`].
+    pub fn set_aside(&self) -> Result<(), Error> {
+        let path = self.ledger.leases.join(format!("{}{SUFFIX}", self.device));
+        let aside = self.ledger.leases.join(format!("{}{SUFFIX}.unusable", self.device));
+        match std::fs::rename(&path, aside) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Folder { step: "set aside", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Stored<'a> {
+    version: u32,
+    #[serde(flatten)]
+    lease: &'a Lease,
+}
+
+#[derive(Deserialize)]
+struct StoredVersion {
+    version: u32,
+}
+
+fn read(path: &Path, device: &DeviceId) -> Result<Option<Lease>, Fault> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Fault::Io(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(Fault::Io)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > LARGEST) {
+        return Err(Fault::Large);
+    }
+    // The version first: what a newer release writes need not look like a lease to us.
+    let StoredVersion { version } = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
+    if version > VERSION {
+        return Err(Fault::Newer { found: version });
+    }
+    let lease: Lease = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
+    if lease.device != *device {
+        return Err(Fault::Foreign(lease.device));
+    }
+    Ok(Some(lease))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! One lease, and the stages of its life.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use nic::{Address, DeviceId, IfName, Link, MacAddr};
+use serde::{Deserialize, Serialize};
+
+/// A NIC that is, or is about to be, away from home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Which NIC.
+    pub device: DeviceId,
+    /// The address that it was made with, where it has one: tells whether another NIC sits at this ID after a reboot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permanent_mac: Option<MacAddr>,
+    /// In which boot it left home ([`linux::boot_id`]). In any other, no network namespace of then exists.
+    pub boot_id: String,
+    /// What it is to be again.
+    pub home: Home,
+    /// For whom it left.
+    pub owner: Owner,
+    /// How far it got.
+    pub stage: Stage,
+}
+
+/// What a NIC looked like in the node's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// IFLA_IFNAME.
+    pub name: IfName,
+    /// `ifi_index`; the kernel keeps it where it can.
+    pub index: u32,
+    /// Alternative names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alt_names: Vec<String>,
+    /// IFLA_IFALIAS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// IFLA_ADDRESS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// IFLA_MTU in bytes.
+    pub mtu: u32,
+    /// IFLA_TXQLEN in packets.
+    pub tx_queue_len: u32,
+    /// IFF_UP.
+    pub up: bool,
+    /// The bridge or bond that it was a port of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<IfName>,
+    /// Its addresses but link-local ones, which the kernel makes itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<HomeAddress>,
+}
+
+/// An address of a NIC at home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HomeAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of the prefix in bits.
+    pub prefix_len: u8,
+}
+
+/// For whom a NIC left home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME: what the NIC is called there.
+    pub if_name: IfName,
+    /// CNI_NETNS.
+    pub netns: PathBuf,
+    /// The network's name.
+    pub network: String,
+    /// The pod, where the runtime names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+}
+
+/// A pod, as CNI_ARGS name it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// K8S_POD_NAMESPACE.
+    pub namespace: String,
+    /// K8S_POD_NAME.
+    pub name: String,
+    /// K8S_POD_UID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// How far a lease got.
+///
+/// Every stage but `Plumbed` means, to whoever holds the device's lock: a process died here. The NIC may be at home, in
+/// the owner's namespace, or in the initial namespace under a strange name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum Stage {
+    /// Written before anything is changed: the NIC may or may not have been moved.
+    Prepared,
+    /// The ADD was completed: the owner has the NIC.
+    Plumbed {
+        /// The NIC's index in the owner's network namespace.
+        index: u32,
+    },
+    /// On its way home.
+    Returning {
+        /// Why it is not there yet, after an attempt that failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fault: Option<String>,
+    },
+    /// At home and in nobody's hands, but under another name, since a link took its name meanwhile. It gets its own
+    /// back as soon as that is free.
+    Displaced {
+        /// Its name now.
+        name: IfName,
+    },
+}
+
+/// What happens to a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The ADD is complete, the NIC has this index in the owner's namespace.
+    Plumb {
+        /// The index.
+        index: u32,
+    },
+    /// The way home begins, or an attempt failed.
+    Return {
+        /// Why the attempt failed.
+        fault: Option<String>,
+    },
+    /// The NIC is home under another name.
+    Displace {
+        /// The name.
+        name: IfName,
+    },
+}
+
+impl Stage {
+    /// The stage after a step. Total: a step that makes no sense in a stage leaves it as it is, and in particular no
+    /// way home that has begun is ever taken back.
+    #[must_use]
+    pub fn after(self, step: Step) -> Stage {
+        match (self, step) {
+            (Stage::Prepared | Stage::Plumbed { .. }, Step::Plumb { index }) => Stage::Plumbed { index },
+            (stage @ (Stage::Returning { .. } | Stage::Displaced { .. }), Step::Plumb { .. }) => stage,
+            (_, Step::Return { fault }) => Stage::Returning { fault },
+            (Stage::Returning { .. } | Stage::Displaced { .. }, Step::Displace { name }) => {
+                Stage::Displaced { name }
+            }
+            (stage @ (Stage::Prepared | Stage::Plumbed { .. }), Step::Displace { .. }) => stage,
+        }
+    }
+}
+
+impl Lease {
+    /// The lease after a step.
+    #[must_use]
+    pub fn after(self, step: Step) -> Lease {
+        Lease { stage: self.stage.after(step), ..self }
+    }
+
+    /// Whether the NIC is for this interface of this container.
+    #[must_use]
+    pub fn is_for(&self, container_id: &str, if_name: &IfName) -> bool {
+        self.owner.container_id == container_id && self.owner.if_name == *if_name
+    }
+}
+
+impl Home {
+    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master.
+    #[must_use]
+    pub fn of(link: &Link, addresses: &[Address], master: Option<IfName>) -> Home {
+        let link_local = |ip: IpAddr| match ip {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        let mine = addresses.iter().filter(|address| address.index == link.index && !link_local(address.ip));
+        Home {
+            name: link.name.clone(),
+            index: link.index,
+            alt_names: link.alt_names.clone(),
+            alias: link.alias.clone(),
+            mac: link.mac,
+            mtu: link.mtu,
+            tx_queue_len: link.tx_queue_len,
+            up: link.up,
+            master,
+            addresses: mine.map(|a| HomeAddress { ip: a.ip, prefix_len: a.prefix_len }).collect(),
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    /// `pod default/testpod1 (container 3f1e, interface net1)`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Twelve characters of a container's ID are what people see elsewhere, too.
+        let short: String = self.container_id.chars().take(12).collect();
+        match &self.pod {
+            Some(pod) => {
+                write!(
+                    f,
+                    "pod {}/{} (container {short}, interface {})",
+                    pod.namespace, pod.name, self.if_name
+                )
+            }
+            None => write!(f, "container {short}, interface {}", self.if_name),
+        }
+    }
+}

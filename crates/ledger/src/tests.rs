@@ -1,0 +1,168 @@
+use super::*;
+use nic::{IfName, MacAddr};
+use proptest::prelude::*;
+
+fn lease(device: &str) -> Lease {
+    Lease {
+        device: device.parse().unwrap(),
+        permanent_mac: Some(MacAddr([0x52, 0x54, 0, 0xc4, 0xe6, 0xcd])),
+        boot_id: "6a1b".to_owned(),
+        home: Home {
+            name: "eth1".parse().unwrap(),
+            index: 3,
+            alt_names: vec!["enp0s10".to_owned()],
+            alias: Some("spare".to_owned()),
+            mac: Some(MacAddr([0x52, 0x54, 0, 0xc4, 0xe6, 0xcd])),
+            mtu: 1500,
+            tx_queue_len: 1000,
+            up: true,
+            master: None,
+            addresses: vec![HomeAddress { ip: "192.0.2.1".parse().unwrap(), prefix_len: 24 }],
+        },
+        owner: Owner {
+            container_id: "3f1e".to_owned(),
+            if_name: "net1".parse().unwrap(),
+            netns: "/run/netns/x".into(),
+            network: "virt-net1".to_owned(),
+            pod: Some(Pod { namespace: "default".into(), name: "testpod1".into(), uid: None }),
+        },
+        stage: Stage::Prepared,
+    }
+}
+
+fn patience() -> Duration {
+    Duration::from_millis(10)
+}
+
+#[test]
+fn a_lease_is_written_read_listed_and_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(folder.path().join("state"));
+    assert!(ledger.list().unwrap().leases.is_empty());
+    let lease = lease("0000:00:0a.0");
+    assert_eq!(ledger.read(&lease.device).unwrap(), None);
+    let entry = ledger.lock(&lease.device, patience()).unwrap();
+    entry.write(&lease).unwrap();
+    let plumbed = lease.clone().after(Step::Plumb { index: 7 });
+    entry.write(&plumbed).unwrap();
+    assert_eq!(entry.read().unwrap(), Some(plumbed.clone()));
+    assert_eq!(ledger.list().unwrap().leases, [plumbed]);
+    entry.close().unwrap();
+    entry.close().unwrap();
+    assert_eq!(ledger.read(&lease.device).unwrap(), None);
+}
+
+#[test]
+fn the_file_says_its_version_and_is_for_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(folder.path());
+    let entry = ledger.lock(&"0000:00:0a.0".parse().unwrap(), patience()).unwrap();
+    entry.write(&lease("0000:00:0a.0")).unwrap();
+    let path = folder.path().join("leases/0000:00:0a.0.json");
+    let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(value["version"], 1);
+    assert_eq!(value["stage"]["is"], "prepared");
+    assert_eq!(value["home"]["name"], "eth1");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_device_has_one_lock_and_devices_do_not_share_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(folder.path());
+    let held = ledger.lock(&"a".parse().unwrap(), patience()).unwrap();
+    let error = ledger.lock(held.device(), patience()).unwrap_err();
+    assert!(error.is_busy(), "{error}");
+    ledger.lock(&"b".parse().unwrap(), patience()).unwrap();
+}
+
+#[test]
+fn files_that_are_no_leases_are_reported_kept_and_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(folder.path());
+    let good = ledger.lock(&"0000:00:0a.0".parse().unwrap(), patience()).unwrap();
+    good.write(&lease("0000:00:0a.0")).unwrap();
+    let leases = folder.path().join("leases");
+    let whole = std::fs::read(leases.join("0000:00:0a.0.json")).unwrap();
+    let bad: [(&str, &[u8]); 6] = [
+        ("0000:00:01.0.json", b""),
+        ("0000:00:02.0.json", &whole[..whole.len() / 2]),
+        ("0000:00:03.0.json", &whole),
+        ("0000:00:04.0.json", br#"{"version": 2, "something": "new"}"#),
+        ("0000:00:05.0.json", br#"{"version": 1, "device": "../../x"}"#),
+        (".hidden.json", b"{}"),
+    ];
+    for (name, bytes) in bad {
+        std::fs::write(leases.join(name), bytes).unwrap();
+    }
+    std::fs::write(leases.join("README"), "not ours").unwrap();
+    std::fs::write(leases.join(format!("{}x.json", files::TEMPORARY)), "half").unwrap();
+    let listing = ledger.list().unwrap();
+    assert_eq!(listing.leases, [lease("0000:00:0a.0")]);
+    assert_eq!(listing.unusable.len(), bad.len());
+    let newer = ledger.read(&"0000:00:04.0".parse().unwrap()).unwrap_err();
+    assert!(matches!(newer, Error::Unusable { source: Fault::Newer { found: 2 }, .. }), "{newer:?}");
+    let foreign = ledger.read(&"0000:00:03.0".parse().unwrap()).unwrap_err();
+    assert!(matches!(foreign, Error::Unusable { source: Fault::Foreign(_), .. }), "{foreign:?}");
+    for (name, bytes) in bad {
+        assert_eq!(std::fs::read(leases.join(name)).unwrap(), bytes, "{name} was changed");
+    }
+    let torn = ledger.lock(&"0000:00:02.0".parse().unwrap(), patience()).unwrap();
+    torn.set_aside().unwrap();
+    assert_eq!(torn.read().unwrap(), None);
+    assert!(leases.join("0000:00:02.0.json.unusable").exists());
+}
+
+fn name(text: &str) -> IfName {
+    text.parse().unwrap()
+}
+
+fn stage() -> impl Strategy<Value = Stage> {
+    prop_oneof![
+        Just(Stage::Prepared),
+        (1u32..9).prop_map(|index| Stage::Plumbed { index }),
+        prop::option::of("[a-z]{1,5}").prop_map(|fault| Stage::Returning { fault }),
+        Just(Stage::Displaced { name: name("eth1-2") }),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1u32..9).prop_map(|index| Step::Plumb { index }),
+        prop::option::of("[a-z]{1,5}").prop_map(|fault| Step::Return { fault }),
+        Just(Step::Displace { name: name("eth1-2") }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_way_home_that_has_begun_is_never_taken_back(first in stage(), steps in prop::collection::vec(step(), 0..6)) {
+        let mut begun = matches!(first, Stage::Returning { .. } | Stage::Displaced { .. });
+        let mut stage = first;
+        for step in steps {
+            begun |= matches!(step, Step::Return { .. });
+            stage = stage.after(step);
+            let on_the_way = matches!(stage, Stage::Returning { .. } | Stage::Displaced { .. });
+            prop_assert!(!begun || on_the_way, "{:?}", stage);
+        }
+    }
+
+    #[test]
+    fn every_stage_survives_the_disk(stage in stage()) {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::at(folder.path());
+        let lease = Lease { stage, ..lease("virtio3") };
+        let entry = ledger.lock(&lease.device, patience()).unwrap();
+        entry.write(&lease).unwrap();
+        prop_assert_eq!(entry.read().unwrap(), Some(lease));
+    }
+
+    #[test]
+    fn no_content_makes_reading_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        std::fs::write(&path, bytes).unwrap();
+        prop_assert!(read(&path, &"x".parse().unwrap()).is_err());
+    }
+}
