@@ -4,12 +4,14 @@
 //! `nic` crate, and changes are asked for by whoever decided.
 
 pub mod announce;
+mod device;
 mod error;
 pub mod files;
 mod netns;
 pub mod route;
 mod wire;
 
+pub use device::Devices;
 pub use error::{Error, Refusal};
 pub use netns::Netns;
 

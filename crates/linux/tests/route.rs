@@ -338,10 +338,18 @@ fn duplicate_detection_is_waited_for_and_a_duplicate_is_named() {
     let b = two.link("vb").index;
     let soon = || Instant::now() + Duration::from_secs(20);
     one.socket.add_address(a, address("fd00::2"), 64).unwrap();
-    let ended = one.netns.run(|| one.socket.await_duplicate_detection(a, soon())).unwrap().unwrap();
+    let ended = one
+        .netns
+        .run(|| one.socket.await_duplicate_detection(a, &[address("fd00::2")], soon()))
+        .unwrap()
+        .unwrap();
     assert_eq!(ended, DuplicateDetection::Unique);
     two.socket.add_address(b, address("fd00::2"), 64).unwrap();
-    let ended = two.netns.run(|| two.socket.await_duplicate_detection(b, soon())).unwrap().unwrap();
+    let ended = two
+        .netns
+        .run(|| two.socket.await_duplicate_detection(b, &[address("fd00::2")], soon()))
+        .unwrap()
+        .unwrap();
     assert_eq!(ended, DuplicateDetection::Duplicate(vec![address("fd00::2")]));
 }
 
@@ -353,7 +361,11 @@ fn without_carrier_duplicate_detection_ends_at_the_deadline() {
     let index = space.link("va").index;
     space.socket.add_address(index, address("fd00::2"), 64).unwrap();
     let deadline = Instant::now() + Duration::from_millis(100);
-    let ended = space.netns.run(|| space.socket.await_duplicate_detection(index, deadline)).unwrap().unwrap();
+    let ended = space
+        .netns
+        .run(|| space.socket.await_duplicate_detection(index, &[address("fd00::2")], deadline))
+        .unwrap()
+        .unwrap();
     assert_eq!(ended, DuplicateDetection::Undecided(vec![address("fd00::2")]));
     assert!(Instant::now() < deadline + Duration::from_secs(5));
 }

@@ -69,7 +69,7 @@ impl Socket {
         self.call(|| format!("remove address {ip}/{prefix_len} from link {index}"), request)
     }
 
-    /// Waits until no address of the link is tentative any more, one is found to be a duplicate, or `deadline` passes.
+    /// Waits until none of `ips` on the link is tentative any more, one is found to be a duplicate, or `deadline` passes.
     /// The calling thread must be in the socket's network namespace.
     ///
     /// # Errors
@@ -77,12 +77,16 @@ impl Socket {
     pub fn await_duplicate_detection(
         &mut self,
         index: u32,
+        ips: &[IpAddr],
         deadline: Instant,
     ) -> Result<DuplicateDetection, Error> {
         // Subscribed before the first look, so that no end is missed.
         let mut monitor = Monitor::open(Groups::ADDRESSES)?;
         loop {
-            let mine = self.addresses()?.into_iter().filter(|address| address.index == index);
+            let mine = self
+                .addresses()?
+                .into_iter()
+                .filter(|address| address.index == index && ips.contains(&address.ip));
             let (duplicate, rest): (Vec<_>, Vec<_>) = mine.partition(|address| address.duplicate);
             let undecided: Vec<_> = rest.into_iter().filter(|a| a.tentative).map(|a| a.ip).collect();
             if !duplicate.is_empty() {

@@ -183,6 +183,15 @@ impl Socket {
         self.call(|| route.describe("add"), route.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL))
     }
 
+    /// Adds a route before those that have the same destination and metric (`ip route prepend`). That such a route is
+    /// there is no error, but for IPv6 packets are then shared out between both.
+    ///
+    /// # Errors
+    /// EEXIST where the very same route is there; ENETUNREACH where the gateway is out of reach.
+    pub fn prepend_route(&mut self, route: &NewRoute) -> Result<(), Error> {
+        self.call(|| route.describe("add"), route.request(RTM_NEWROUTE, NLM_F_CREATE))
+    }
+
     /// Removes a route.
     ///
     /// # Errors
