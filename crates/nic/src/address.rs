@@ -14,6 +14,28 @@ pub struct PciAddress {
     function: u8,
 }
 
+impl PciAddress {
+    /// The PCI segment.
+    pub fn domain(&self) -> u32 {
+        self.domain
+    }
+
+    /// The bus within the domain.
+    pub fn bus(&self) -> u8 {
+        self.bus
+    }
+
+    /// The device (slot) on the bus, below 32.
+    pub fn device(&self) -> u8 {
+        self.device
+    }
+
+    /// The function of the device, below 8.
+    pub fn function(&self) -> u8 {
+        self.function
+    }
+}
+
 /// Why a text is not a PCI address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a PCI address (expected the form 0000:00:0a.0)")]
