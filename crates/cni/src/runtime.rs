@@ -83,19 +83,11 @@ impl Network {
         self.plugins.iter().map(|plugin| &plugin.kind)
     }
 
-    /// The configuration as it was read.
+    /// The configuration as it was read; plugins from a folder of their own are in the list. [`Network::from_slice`]
+    /// makes the same network of it.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
-    }
-
-    /// The same with one more key in each plugin's configuration.
-    #[must_use]
-    pub fn with(mut self, key: &str, value: &serde_json::Value) -> Self {
-        for plugin in &mut self.plugins {
-            plugin.object.insert(key.to_owned(), value.clone());
-        }
-        self
     }
 
     /// ADD, each plugin in order, each with the result of the one before. After an error the caller owes a

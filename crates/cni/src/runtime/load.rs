@@ -32,12 +32,22 @@ impl Network {
         let (mut network, more) = read(&bytes).map_err(named)?;
         if more && let Some(folder) = file.parent() {
             for file in files(&folder.join(network.name.as_str()), &["conf"])? {
-                let bytes = fs::read(&file).map_err(|error| cannot_read(&file, &error))?;
-                let plugin = object(&bytes).and_then(listed).map_err(|error| error.within(file.display()))?;
+                let plugin = fs::read(&file).map_err(|error| cannot_read(&file, &error))?;
+                let plugin =
+                    object(&plugin).and_then(listed).map_err(|error| error.within(file.display()))?;
                 network.plugins.push(plugin);
+                network.bytes = network.inlined(&bytes).map_err(named)?;
             }
         }
         if network.plugins.is_empty() { Err(named(no_plugins(&network.name))) } else { Ok(network) }
+    }
+
+    /// The list as it was read, with all plugins in it.
+    fn inlined(&self, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut list = object(bytes)?;
+        let plugins = self.plugins.iter().map(|plugin| Value::Object(plugin.object.clone())).collect();
+        list.insert("plugins".to_owned(), Value::Array(plugins));
+        Ok(serde_json::to_vec(&list).unwrap_or_default())
     }
 
     /// Finds a network by name in a folder: lists (`.conflist`) first, then single plugins (`.conf`, `.json`), each in

@@ -203,6 +203,8 @@ fn networks_are_found_in_a_folder() {
     assert_eq!(types(load("single").unwrap()), ["a"]);
     assert_eq!(types(load("list").unwrap()), ["b"]);
     assert_eq!(types(load("spread").unwrap()), ["d", "e"]);
+    // What is remembered for DEL has all of them, too.
+    assert_eq!(types(Network::from_slice(load("spread").unwrap().bytes()).unwrap()), ["d", "e"]);
     assert_eq!(types(load("alone").unwrap()), ["c"]);
     let error = load("absent").unwrap_err();
     assert!(error.message.starts_with("no network absent in"), "{error}");
