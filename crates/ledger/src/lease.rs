@@ -111,8 +111,8 @@ pub enum Stage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fault: Option<String>,
     },
-    /// At home and in nobody's hands, but under another name, since a link took its name meanwhile. It gets its own
-    /// back as soon as that is free.
+    /// At home and in nobody's hands, but another link took its name or an alternative name meanwhile. It gets its own
+    /// back as soon as they are free.
     Displaced {
         /// Its name now.
         name: IfName,

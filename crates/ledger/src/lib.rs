@@ -5,10 +5,14 @@
 //! holds one lease, `<state>/locks/<device>` is its lock. Who changes a NIC or its lease holds the lock ([`Entry`]);
 //! reading needs none, since files are replaced whole.
 //!
+//! [`bring_home`] is the way back, the same for whoever walks it.
+//!
 //! A file that is torn, foreign or written by a newer release is reported, never deleted and never in the way of the
 //! others.
 
+mod homecoming;
 mod lease;
+mod node;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,7 +23,9 @@ use linux::files::{self, Lock};
 use nic::DeviceId;
 use serde::{Deserialize, Serialize};
 
+pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, whereabouts};
 pub use lease::{Home, HomeAddress, Lease, Owner, Pod, Stage, Step};
+pub use node::Node;
 
 /// The form in which this release writes leases, and the newest that it reads.
 const VERSION: u32 = 1;

@@ -1,0 +1,411 @@
+//! The way home, for whoever walks it: DEL, GC, an ADD that failed or finds a stale lease, the agent at its start.
+//!
+//! Every step can be repeated, and none trusts the one before: what counts is the link as it is read back at the end.
+//! The lease is removed only when that equals what was recorded when the NIC left.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
+use nic::{IfName, Link};
+
+use crate::node::{Identity, open_pod};
+use crate::{Entry, Error, Home, Lease, Node, Step};
+
+/// How a way home ended, other than by an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Homecoming {
+    /// At home, as it was. The lease is closed.
+    Home,
+    /// At home and in nobody's hands, but its name or an alternative name is another link's now. The lease stays, so
+    /// that it gets its names back later.
+    Displaced {
+        /// Its name now.
+        name: IfName,
+    },
+    /// It exists no more: unplugged, or a virtual link that ended with its namespace. The lease is closed.
+    Gone,
+    /// It exists, but in no namespace that we can look into: one that is held open by a process, or is being torn down
+    /// for longer than we waited, or the NIC has no network driver at the moment. The lease stays.
+    OutOfSight,
+}
+
+/// Where the NIC of a lease is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// In its owner's network namespace.
+    WithOwner,
+    /// In the node's network namespace, under whatever name.
+    OnNode(Box<Link>),
+    /// In neither.
+    Unknown,
+}
+
+/// Looks where the NIC of `lease` is, without changing anything.
+///
+/// # Errors
+/// A namespace or sysfs cannot be read.
+pub fn whereabouts(node: &mut Node, lease: &Lease) -> Result<Whereabouts, linux::Error> {
+    let identity = Identity::of(lease, &node.devices)?;
+    if let Some((_netns, mut pod)) = open_pod(node, &lease.owner.netns)
+        && identity.among_pod(lease, &pod.links()?).is_some()
+    {
+        return Ok(Whereabouts::WithOwner);
+    }
+    let links = node.routes.links()?;
+    Ok(match identity.among_node(lease, &links) {
+        Some(link) => Whereabouts::OnNode(Box::new(link.clone())),
+        None => Whereabouts::Unknown,
+    })
+}
+
+/// Why a NIC did not come home.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReturnError {
+    /// The kernel refused a step.
+    #[error("bring device {device} home")]
+    Kernel {
+        /// The device.
+        device: nic::DeviceId,
+        /// Which step, and why.
+        #[source]
+        source: linux::Error,
+    },
+    /// It is home, but not as it was.
+    #[error("device {device} came home as {name}, but {}", differences.join(", "))]
+    Unlike {
+        /// The device.
+        device: nic::DeviceId,
+        /// Its name now.
+        name: IfName,
+        /// `MTU is 1400, was 1500`, and what the kernel said when we tried to restore it.
+        differences: Vec<String>,
+    },
+    /// The ledger cannot be written.
+    #[error("note that device {device} is home")]
+    Ledger {
+        /// The device.
+        device: nic::DeviceId,
+        /// Why.
+        #[source]
+        source: Error,
+    },
+}
+
+/// Brings the NIC of `lease` home from wherever it is and closes the lease, or notes in it why it could not.
+///
+/// It is looked for in the owner's network namespace, in `also` (what a DEL names), and in the node's, where the kernel
+/// puts NICs whose namespace ended; since that happens some time after the end, it is waited for up to `patience`.
+///
+/// # Errors
+/// The NIC was found, but could not be moved or restored. The lease stays.
+pub fn bring_home(
+    node: &mut Node,
+    entry: &Entry<'_>,
+    lease: &Lease,
+    also: Option<&Path>,
+    patience: Duration,
+) -> Result<Homecoming, ReturnError> {
+    let outcome = walk_home(node, lease, also, patience);
+    let noted = match &outcome {
+        Ok(Homecoming::Home | Homecoming::Gone) => entry.close(),
+        Ok(Homecoming::Displaced { name }) => {
+            let returning = lease.clone().after(Step::Return { fault: None });
+            entry.write(&returning.after(Step::Displace { name: name.clone() }))
+        }
+        Ok(Homecoming::OutOfSight) => {
+            let fault = Some("it is in no network namespace that can be looked into".to_owned());
+            entry.write(&lease.clone().after(Step::Return { fault }))
+        }
+        Err(error) => entry.write(&lease.clone().after(Step::Return { fault: Some(chain(error)) })),
+    };
+    match (outcome, noted) {
+        (Ok(_), Err(source)) => Err(ReturnError::Ledger { device: lease.device.clone(), source }),
+        // The first cause is the one to tell.
+        (outcome, _) => outcome,
+    }
+}
+
+fn walk_home(
+    node: &mut Node,
+    lease: &Lease,
+    also: Option<&Path>,
+    patience: Duration,
+) -> Result<Homecoming, ReturnError> {
+    let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
+    let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
+    for path in [Some(lease.owner.netns.as_path()), also].into_iter().flatten() {
+        let Some((_netns, mut pod)) = open_pod(node, path) else { continue };
+        let links = pod.links().map_err(kernel)?;
+        if let Some(link) = identity.among_pod(lease, &links) {
+            fetch(node, &mut pod, lease, link, &links).map_err(kernel)?;
+            break;
+        }
+    }
+    match look_at_home(node, lease, &identity, patience).map_err(kernel)? {
+        Some(link) => settle(node, lease, link),
+        None => Ok(match identity {
+            // The kernel deletes virtual links with their namespace.
+            Identity::Virtual => Homecoming::Gone,
+            Identity::Parents(parents) if parents.is_empty() => Homecoming::Gone,
+            Identity::Parents(_) => Homecoming::OutOfSight,
+        }),
+    }
+}
+
+/// Finds the NIC in the node's namespace; one that has a device may take a moment to arrive.
+fn look_at_home(
+    node: &mut Node,
+    lease: &Lease,
+    identity: &Identity,
+    patience: Duration,
+) -> Result<Option<Link>, linux::Error> {
+    let deadline = Instant::now() + patience;
+    let mut monitor = None;
+    loop {
+        if let Some(link) = identity.among_node(lease, &node.routes.links()?) {
+            return Ok(Some(link.clone()));
+        }
+        let may_arrive = matches!(identity, Identity::Parents(parents) if !parents.is_empty());
+        if !may_arrive {
+            return Ok(None);
+        }
+        let Some(monitor) = &mut monitor else {
+            // Subscribed first, then looked again, so that no arrival is missed.
+            monitor = Some(node.netns.run(|| Monitor::open(Groups::LINKS))??);
+            continue;
+        };
+        loop {
+            match monitor.wait(deadline)? {
+                None => return Ok(None),
+                Some(Event::Link(_) | Event::Missed) => break,
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Moves the NIC out of its owner's namespace, in one message with its old name and settings.
+fn fetch(
+    node: &mut Node,
+    pod: &mut Socket,
+    lease: &Lease,
+    link: &Link,
+    links: &[Link],
+) -> Result<(), linux::Error> {
+    // What was built upon it would stay behind, bound to a NIC that is no longer there (8021q and macvlan do nothing
+    // about a lower device that only moves).
+    for child in links.iter().filter(|child| is_child(child, link.index)) {
+        pod.delete_link(child.index).or_else(absent_is_fine)?;
+    }
+    // A clash of alternative names would stop the move; those that are ours by right and taken are given again later.
+    let mut drop = Vec::new();
+    for name in &link.alt_names {
+        if !lease.home.alt_names.contains(name) || node.routes.link_by_name(name)?.is_some() {
+            drop.push(name.clone());
+        }
+    }
+    for name in drop {
+        pod.remove_alt_names(link.index, &[name])?;
+    }
+    let name = home_name(node, &lease.home, None)?;
+    let change = LinkChange {
+        netns: Some(node.netns.as_fd()),
+        name: Some(&name),
+        mac: lease.home.mac,
+        mtu: Some(lease.home.mtu),
+        tx_queue_len: Some(lease.home.tx_queue_len),
+        alias: Some(lease.home.alias.as_deref().unwrap_or_default()),
+        promiscuous: Some(false),
+        ..LinkChange::default()
+    };
+    match pod.change_link(link.index, &change) {
+        Ok(()) => Ok(()),
+        // The message is not atomic: if it got here, what is missing is made good here.
+        Err(error) => match pod.link_by_index(link.index)? {
+            Some(still) if still.parent_device == link.parent_device => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn is_child(child: &Link, index: u32) -> bool {
+    const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
+    child.lower == Some(index)
+        && !child.lower_elsewhere
+        && child.kind.as_deref().is_some_and(|kind| STACKED.contains(&kind))
+}
+
+fn absent_is_fine(error: linux::Error) -> Result<(), linux::Error> {
+    if error.is_absent() { Ok(()) } else { Err(error) }
+}
+
+/// The name at home: its own, or where another link has that, the first free one of `eth1-2`, `eth1-3`, ...
+fn home_name(node: &mut Node, home: &Home, own_index: Option<u32>) -> Result<IfName, linux::Error> {
+    let mut taken = |name: &IfName| {
+        let holder = node.routes.link_by_name(name.as_str())?;
+        Ok(holder.is_some_and(|link| Some(link.index) != own_index))
+    };
+    if !taken(&home.name)? {
+        return Ok(home.name.clone());
+    }
+    for number in 2..1000 {
+        let suffix = format!("-{number}");
+        let mut stem = home.name.as_str();
+        while stem.len() + suffix.len() > 15 {
+            let mut characters = stem.chars();
+            characters.next_back();
+            stem = characters.as_str();
+        }
+        if let Ok(name) = format!("{stem}{suffix}").parse::<IfName>()
+            && !taken(&name)?
+        {
+            return Ok(name);
+        }
+    }
+    // A thousand links of that name: the kernel says EEXIST, in its own words.
+    Ok(home.name.clone())
+}
+
+/// Restores the NIC in the node's namespace and reads it back.
+fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, ReturnError> {
+    let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
+    let home = &lease.home;
+    let name = home_name(node, home, Some(link.index)).map_err(kernel)?;
+    let faults = restore(node, home, &link, &name).map_err(kernel)?;
+    let index = link.index;
+    let after = node.routes.link_by_index(index).map_err(kernel)?.ok_or_else(|| {
+        // Unplugged just now: the next attempt finds it gone.
+        ReturnError::Unlike {
+            device: lease.device.clone(),
+            name,
+            differences: vec!["it vanished".to_owned()],
+        }
+    })?;
+    let mut taken = Vec::new();
+    for name in home.alt_names.iter().filter(|name| !after.alt_names.contains(name)) {
+        if node.routes.link_by_name(name).map_err(kernel)?.is_some() {
+            taken.push(name.clone());
+        }
+    }
+    let mut differences = home.differences(&after, &taken);
+    if differences.is_empty() {
+        return Ok(if after.name == home.name && taken.is_empty() {
+            Homecoming::Home
+        } else {
+            Homecoming::Displaced { name: after.name }
+        });
+    }
+    differences.extend(faults.iter().map(linux::Error::chain));
+    Err(ReturnError::Unlike { device: lease.device.clone(), name: after.name, differences })
+}
+
+/// Sets right whatever differs. A step that is refused does not keep the others from being tried; what is refused is
+/// returned for the message, and judged by what is read back.
+fn restore(
+    node: &mut Node,
+    home: &Home,
+    link: &Link,
+    name: &IfName,
+) -> Result<Vec<linux::Error>, linux::Error> {
+    let mut faults = Vec::new();
+    let mut up = link.up;
+    let mut attempt = |result: Result<(), linux::Error>| faults.extend(result.err());
+    // Names that the pod gave it go first: one of them may be the very name that it is to have.
+    for name in link.alt_names.iter().filter(|name| !home.alt_names.contains(name)) {
+        attempt(node.routes.remove_alt_names(link.index, std::slice::from_ref(name)));
+    }
+    let rename = link.name != *name;
+    let readdress = home.mac.is_some() && link.mac != home.mac;
+    // Kernels before 6.2 rename a link only while it is down, and some drivers change the MAC only then.
+    if up && (rename || readdress || !home.up) {
+        attempt(set(node, link.index, LinkChange { up: Some(false), ..LinkChange::default() }));
+        up = false;
+    }
+    if rename {
+        attempt(set(node, link.index, LinkChange { name: Some(name), ..LinkChange::default() }));
+    }
+    if readdress {
+        attempt(set(node, link.index, LinkChange { mac: home.mac, ..LinkChange::default() }));
+    }
+    if link.mtu != home.mtu {
+        attempt(set(node, link.index, LinkChange { mtu: Some(home.mtu), ..LinkChange::default() }));
+    }
+    if link.tx_queue_len != home.tx_queue_len {
+        let tx_queue_len = Some(home.tx_queue_len);
+        attempt(set(node, link.index, LinkChange { tx_queue_len, ..LinkChange::default() }));
+    }
+    if link.alias != home.alias {
+        let alias = Some(home.alias.as_deref().unwrap_or_default());
+        attempt(set(node, link.index, LinkChange { alias, ..LinkChange::default() }));
+    }
+    for name in home.alt_names.iter().filter(|name| !link.alt_names.contains(name)) {
+        attempt(node.routes.add_alt_names(link.index, std::slice::from_ref(name)));
+    }
+    if let Some(master) = &home.master
+        && let Some(master) = node.routes.link_by_name(master.as_str())?
+        && link.master != Some(master.index)
+    {
+        attempt(set(node, link.index, LinkChange { master: Some(master.index), ..LinkChange::default() }));
+    }
+    if home.up && !up {
+        attempt(set(node, link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
+    }
+    for address in &home.addresses {
+        match node.routes.add_address(link.index, address.ip, address.prefix_len) {
+            Err(error) if error.is_exists() => {}
+            other => attempt(other),
+        }
+    }
+    Ok(faults)
+}
+
+fn set(node: &mut Node, index: u32, change: LinkChange<'_>) -> Result<(), linux::Error> {
+    node.routes.change_link(index, &change)
+}
+
+impl Home {
+    /// In what a link at home differs from what it was, in words. Names that are `taken` by other links are not among
+    /// them, nor is its first name: that is no fault of the link, and nothing can be done about it now.
+    #[must_use]
+    pub fn differences(&self, link: &Link, taken: &[String]) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut compare = |what: &str, now: String, then: String| {
+            if now != then {
+                words.push(format!("{what} is {now}, was {then}"));
+            }
+        };
+        let state = |up: bool| if up { "up" } else { "down" }.to_owned();
+        let sorted = |names: &[String]| {
+            let mut names: Vec<_> = names.iter().filter(|name| !taken.contains(name)).collect();
+            names.sort();
+            format!("{names:?}")
+        };
+        if let Some(mac) = self.mac {
+            compare(
+                "MAC",
+                link.mac.map_or_else(|| "none".to_owned(), |mac| mac.to_string()),
+                mac.to_string(),
+            );
+        }
+        compare("MTU", link.mtu.to_string(), self.mtu.to_string());
+        compare("queue length", link.tx_queue_len.to_string(), self.tx_queue_len.to_string());
+        compare("alias", format!("{:?}", link.alias), format!("{:?}", self.alias));
+        compare("alternative names", sorted(&link.alt_names), sorted(&self.alt_names));
+        compare("state", state(link.up), state(self.up));
+        words
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
