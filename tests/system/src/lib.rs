@@ -1,1 +1,234 @@
-//! Whole-system tests in the VM.
+//! A node in a VM, as the whole-system tests use it.
+//!
+//! A failure here is a failure of the test, so everything panics with what was run and what came of it.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vm::{GUEST_PATH, Nic, Output, Programs, Spec, Vm};
+
+/// The NIC that the node lives by: `eth0`, with the default route.
+pub const MANAGEMENT: &str = "0000:00:03.0";
+
+/// A spare virtio NIC at this PCI address, with a MAC made from the address.
+#[must_use]
+pub fn spare(address: &str) -> Nic {
+    Nic::virtio(address.parse().unwrap(), mac(address).parse().unwrap())
+}
+
+/// The MAC of the NIC at this PCI address.
+#[must_use]
+pub fn mac(address: &str) -> String {
+    let digits: String = address.chars().filter(char::is_ascii_hexdigit).collect();
+    let (_, tail) = digits.split_at(digits.len() - 5);
+    let (bus, rest) = tail.split_at(2);
+    let (device, function) = rest.split_at(2);
+    format!("52:54:00:{bus}:{device}:0{function}")
+}
+
+/// A machine with the management NIC and nothing else.
+#[must_use]
+pub fn machine() -> Spec {
+    Spec::new().memory(768).nic(spare(MANAGEMENT).management())
+}
+
+/// What a CNI plugin answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Exit status.
+    pub status: Option<i32>,
+    /// Standard output as JSON; null where there is none.
+    pub json: Value,
+    /// Standard output and error, to be shown when a test fails.
+    pub text: String,
+}
+
+impl Answer {
+    /// The result of a call that must have succeeded.
+    ///
+    /// # Panics
+    /// When it failed.
+    pub fn result(self) -> Value {
+        assert_eq!(self.status, Some(0), "the call failed: {}", self.text);
+        self.json
+    }
+
+    /// The code and the message with its details, of a call that must have failed.
+    ///
+    /// # Panics
+    /// When it succeeded, or failed without the error JSON of the specification.
+    pub fn error(self) -> (u64, String) {
+        assert_ne!(self.status, Some(0), "the call succeeded: {}", self.text);
+        let code = self.json["code"].as_u64().unwrap_or_else(|| panic!("no error code: {}", self.text));
+        (
+            code,
+            format!(
+                "{} {}",
+                self.json["msg"].as_str().unwrap_or(""),
+                self.json["details"].as_str().unwrap_or("")
+            ),
+        )
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its machine.
+    pub vm: Vm,
+    programs: Programs,
+}
+
+impl Node {
+    /// Boots a machine and puts the CNI programs where a node has them.
+    ///
+    /// # Panics
+    /// When it does not boot.
+    #[must_use]
+    pub fn boot(spec: &Spec) -> Self {
+        let vm = Vm::boot(spec).unwrap_or_else(|error| panic!("{error}"));
+        let node = Node { vm, programs: vm::programs().unwrap_or_else(|error| panic!("{error}")) };
+        node.install();
+        node
+    }
+
+    fn install(&self) {
+        let plugins = self.vm.bed().debian().cni_plugins.clone();
+        self.sh(&format!(
+            "mkdir -p /opt/cni/bin /etc/cni/net.d/virt-meta.d && ln -s {}/bridge {}/host-local {} {} /opt/cni/bin/",
+            plugins.display(),
+            plugins.display(),
+            self.programs.ehost_device.display(),
+            self.programs.virt_meta.display(),
+        ));
+    }
+
+    /// Restarts the machine; only `/persist` survives.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub fn power_cycle(&mut self) {
+        self.vm.power_cycle().unwrap_or_else(|error| panic!("{error}"));
+        self.install();
+    }
+
+    /// The project's folder, which is at the same path in the guest.
+    #[must_use]
+    pub fn repository() -> PathBuf {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    }
+
+    /// A command in the project's folder, with our programs on the PATH.
+    #[must_use]
+    pub fn command(&self, program: &str) -> vm::Command {
+        let path = format!("{}:{GUEST_PATH}", self.programs.folder.display());
+        self.vm.command(program).env("PATH", path).cwd(Self::repository())
+    }
+
+    /// Runs a shell script, whatever comes of it.
+    ///
+    /// # Panics
+    /// When the guest does not answer.
+    #[must_use]
+    pub fn try_sh(&self, script: &str) -> Output {
+        self.command("sh").args(["-c", script]).output().unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
+    /// Runs a shell script that must succeed; gives its standard output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn sh(&self, script: &str) -> String {
+        let output = self.try_sh(script);
+        assert_eq!(output.code(), Some(0), "{script}\n{}\n{}", output.text(), output.error_text());
+        output.text()
+    }
+
+    /// The JSON that a shell script prints.
+    ///
+    /// # Panics
+    /// When it fails or prints something else.
+    #[must_use]
+    pub fn json(&self, script: &str) -> Value {
+        let text = self.sh(script);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{script}: {error} in {text}"))
+    }
+
+    /// Repeats a script until its output contains `wanted`; gives that output.
+    ///
+    /// # Panics
+    /// When it does not within `limit`.
+    pub fn wait_for(&self, script: &str, wanted: &str, limit: Duration) -> String {
+        let deadline = Instant::now() + limit;
+        loop {
+            let output = self.try_sh(&format!("exec 2>&1; {script}"));
+            if output.text().contains(wanted) {
+                return output.text();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{script}: no {wanted:?} within {limit:?}, but\n{}",
+                output.text()
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// A network namespace of this name; gives its path.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn netns(&self, name: &str) -> String {
+        self.sh(&format!("ip netns add {name}"));
+        format!("/var/run/netns/{name}")
+    }
+
+    /// Calls a CNI plugin as a runtime does.
+    ///
+    /// # Panics
+    /// When the guest does not answer.
+    #[must_use]
+    pub fn cni(&self, plugin: &str, verb: &str, container: &str, netns: &str, config: &str) -> Answer {
+        let output = self
+            .command(&format!("/opt/cni/bin/{plugin}"))
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", container)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", "net1")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .stdin(config)
+            .output()
+            .unwrap_or_else(|error| panic!("{plugin} {verb}: {error}"));
+        let json = serde_json::from_str(&output.text()).unwrap_or(Value::Null);
+        Answer { status: output.code(), json, text: format!("{}\n{}", output.text(), output.error_text()) }
+    }
+
+    /// All that must be the same before and after: links (with alternative names, MTU, MAC, state), addresses, routes.
+    ///
+    /// Times to live, counters of the kernel and the order of flags that it computes are left out.
+    ///
+    /// # Panics
+    /// When iproute2 fails.
+    #[must_use]
+    pub fn snapshot(&self) -> Value {
+        let mut links = self.json("ip -d -j addr show");
+        for link in links.as_array_mut().unwrap() {
+            for address in link["addr_info"].as_array_mut().into_iter().flatten() {
+                for key in ["valid_life_time", "preferred_life_time"] {
+                    address.as_object_mut().unwrap().remove(key);
+                }
+            }
+            // Carrier and queueing discipline follow IFF_UP a moment later; IFF_UP itself is in the flags.
+            for key in ["operstate", "qdisc"] {
+                link.as_object_mut().unwrap().remove(key);
+            }
+            if let Some(flags) = link["flags"].as_array_mut() {
+                flags.retain(|flag| !["LOWER_UP", "NO-CARRIER"].contains(&flag.as_str().unwrap_or("")));
+            }
+        }
+        serde_json::json!({ "links": links, "routes": self.json("ip -d -j route show table all") })
+    }
+}
