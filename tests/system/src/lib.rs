@@ -2,6 +2,8 @@
 //!
 //! A failure here is a failure of the test, so everything panics with what was run and what came of it.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
+// Indexing a JSON value gives null where there is nothing.
+#![allow(clippy::indexing_slicing)]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -204,6 +206,48 @@ impl Node {
             .unwrap_or_else(|error| panic!("{plugin} {verb}: {error}"));
         let json = serde_json::from_str(&output.text()).unwrap_or(Value::Null);
         Answer { status: output.code(), json, text: format!("{}\n{}", output.text(), output.error_text()) }
+    }
+
+    /// Starts the simulated node with the cluster network, the definition of networks, and `virt-net1`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_cluster(&self) {
+        self.sh("cp deployments/cni/*.conf* /etc/cni/net.d/ && virtsim up && cp /run/virtsim/kubeconfig /etc/cni/net.d/virt-meta.d/");
+        self.sh("virtsim apply -f deployments/crdnetwork.yaml -f deployments/virt-crd.yaml");
+    }
+
+    /// Starts the agent as a process of its own, and waits until the kubelet lists what it offers.
+    ///
+    /// # Panics
+    /// When the node does not come to offer `devices` NICs.
+    pub fn start_agent(&self, devices: u32) -> vm::Child {
+        let agent = self.command("virtdp").args(["--logtostderr", "-v", "10"]).spawn();
+        let agent = agent.unwrap_or_else(|error| panic!("virtdp: {error}"));
+        self.wait_for_devices(devices);
+        agent
+    }
+
+    /// Waits until the node offers this many NICs.
+    ///
+    /// # Panics
+    /// When it does not within 30 s.
+    pub fn wait_for_devices(&self, devices: u32) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let output = self.try_sh("virtsim get nodes -o json");
+            let nodes: Value = serde_json::from_str(&output.text()).unwrap_or(Value::Null);
+            let found = nodes["items"][0]["status"]["allocatable"]["kernel.org/virt"].as_str();
+            if found == Some(&devices.to_string()) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "allocatable is {found:?}, not {devices}: {}",
+                output.error_text()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// All that must be the same before and after: links (with alternative names, MTU, MAC, state), addresses, routes.
