@@ -1,5 +1,7 @@
 //! The rules of the workspace that no compiler checks: who may depend on whom, and who inherits the lints.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
