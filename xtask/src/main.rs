@@ -1,3 +1,55 @@
-//! The project's commands: demo, test, vm, bench, gen.
+//! The project's commands: demo, test, vm, build.
 
-fn main() {}
+mod build;
+mod packages;
+mod progress;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::progress::Progress;
+
+/// The project's commands
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every test: unit, property, namespaces, whole systems in the VM
+    Test(test::Options),
+    /// Boot a VM with real virtio NICs and run a command in it
+    Vm(vm::Options),
+    /// Build the programs as they are installed, and fetch what the VM needs
+    Build,
+    /// Run a program in fresh namespaces; `test` runs the test programs by it
+    #[command(hide = true)]
+    InNamespace(test::InNamespace),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let progress = Progress::new();
+    let result = match &arguments.command {
+        Command::Test(options) => test::run(options, &progress),
+        Command::Vm(options) => vm::run(options, &progress),
+        Command::Build => build::programs(&progress)
+            .and_then(|programs| Ok((programs, packages::ensure(&progress)?)))
+            .map(|(programs, debian)| {
+                println!("{}={}", ::vm::PROGRAMS_VARIABLE, programs.folder.display());
+                println!("{}={}", ::vm::DEBIAN_VARIABLE, packages::description(&debian.folder).display());
+                ExitCode::SUCCESS
+            }),
+        Command::InNamespace(options) => test::in_namespace(options),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

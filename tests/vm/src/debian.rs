@@ -33,6 +33,8 @@ pub struct Debian {
     pub release: String,
     /// Its modules.
     pub modules: PathBuf,
+    /// Their index ([`crate::index_modules`]); in the guest it is in the folder of the modules.
+    pub index: PathBuf,
     /// Where the containernetworking plugins are *in the guest*.
     pub cni_plugins: PathBuf,
 }

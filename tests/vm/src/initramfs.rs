@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use vm_guest::boot::MODULE_FOLDER;
-use vm_guest::modules::{INDEX_FILE, Index};
+use vm_guest::modules::Index;
 
+use crate::debian::Debian;
 use crate::error::{Error, file};
 use crate::kernel::unpacked;
 
@@ -13,11 +14,11 @@ use crate::kernel::unpacked;
 const BOOT_MODULES: [&str; 7] =
     ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "virtio_net", "e1000"];
 
-/// Makes the RAM disk for the kernel whose modules are in `modules`, with the program `init`. Programs that unpack modules are
-/// looked for in `search`.
-pub(crate) fn build(init: &Path, modules: &Path, search: &str) -> Result<Vec<u8>, Error> {
-    let path = modules.join(INDEX_FILE);
-    let index = Index::parse(&fs::read_to_string(&path).map_err(file("read", &path))?);
+/// Makes the RAM disk for the kernel of `debian`, with the program `init`.
+pub(crate) fn build(init: &Path, debian: &Debian) -> Result<Vec<u8>, Error> {
+    let Debian { modules, index, .. } = debian;
+    let search = debian.host_path();
+    let index = Index::parse(&fs::read_to_string(index).map_err(file("read", index))?);
     let mut archive = Archive::default();
     archive.add("init", 0o100_755, &fs::read(init).map_err(file("read", init))?);
     let folder = MODULE_FOLDER.trim_start_matches('/');
@@ -33,7 +34,7 @@ pub(crate) fn build(init: &Path, modules: &Path, search: &str) -> Result<Vec<u8>
             archive.add(
                 target.trim_start_matches('/'),
                 0o100_644,
-                &unpacked(&modules.join(&module.path), search)?,
+                &unpacked(&modules.join(&module.path), &search)?,
             );
             order.push(target);
         }

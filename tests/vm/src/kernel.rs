@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use vm_guest::modules::{INDEX_FILE, Index, Module};
+use vm_guest::modules::{Index, Module};
 
 use crate::error::{Error, file};
 
@@ -120,11 +120,6 @@ pub fn index_modules(modules: &Path, target: &Path, path: &str) -> Result<(), Er
     let modules = found.into_iter().map(|(name, file)| describe(name, &file, modules, path));
     let index = Index::new(modules.collect::<Result<_, _>>()?);
     fs::write(target, index.to_text()).map_err(file("write", target))
-}
-
-/// Where the index of a kernel's modules is kept, in the folder of the modules.
-pub fn index_path(modules: &Path) -> PathBuf {
-    modules.join(INDEX_FILE)
 }
 
 fn module_name(path: &Path) -> Option<String> {

@@ -125,7 +125,7 @@ impl Bed {
     fn qemu(&self, spec: &Spec, words: &Words, folder: &Path) -> Result<HostCommand, Error> {
         let debian = &self.debian;
         let initrd = folder.join("initrd");
-        let contents = initramfs::build(&self.guest, &debian.modules, &debian.host_path())?;
+        let contents = initramfs::build(&self.guest, debian)?;
         fs::write(&initrd, contents).map_err(file("write", &initrd))?;
         let mut line = KERNEL_WORDS.to_owned();
         for word in words.to_arguments().iter().chain(&spec.kernel_words) {

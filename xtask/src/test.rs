@@ -1,0 +1,271 @@
+//! `cargo xtask test`: builds what the tests need, runs them all, and sums up.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::build;
+use crate::packages;
+use crate::progress::{self, Progress};
+
+/// Run every test: unit, property, namespaces, whole systems in the VM
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only one part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What runs on this machine, in namespaces of its own
+    Workspace,
+    /// What runs in VMs
+    System,
+}
+
+/// Run a program in fresh namespaces
+#[derive(Debug, Args)]
+pub(crate) struct InNamespace {
+    /// Set once the namespaces are there
+    #[arg(long)]
+    inside: bool,
+
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Package of the tests that boot VMs. They run on the host itself: QEMU needs no namespace, and its devices would not be in one.
+const SYSTEM: &str = "system-tests";
+
+/// What the parts said, added up.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sum {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    names: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
+    let programs = build::programs(progress)?;
+    let debian = packages::ensure(progress)?;
+    let mut sum = Sum::default();
+    for part in [Part::Workspace, Part::System] {
+        if options.only.is_some_and(|only| only != part) {
+            continue;
+        }
+        let mut command = build::cargo()?;
+        command.args(["test", "--no-fail-fast"]);
+        let title = match part {
+            Part::Workspace => {
+                command.args(["--workspace", "--exclude", SYSTEM]);
+                let own = std::env::current_exe().context("our own program")?;
+                let runner = format!("{} in-namespace", own.display());
+                command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner);
+                "Test the parts"
+            }
+            Part::System => {
+                command.args(["--package", SYSTEM]);
+                "Test whole systems in the VM"
+            }
+        };
+        command.env(vm::PROGRAMS_VARIABLE, &programs.folder);
+        command.env(vm::DEBIAN_VARIABLE, packages::description(&debian.folder));
+        command.env("PATH", debian.host_path());
+        if let Some(libraries) = debian.host_libraries() {
+            command.env("VIRTNET_LIBRARIES", libraries);
+        }
+        command.args(&options.filter);
+        if part == Part::System {
+            // Two processors for each VM: a machine that boots more of them at a time than it has is too slow for every time limit.
+            let threads = thread::available_parallelism().map_or(1, usize::from).div_ceil(2);
+            command.args(["--", "--test-threads", &threads.to_string()]);
+        }
+        part_of(&mut sum, title, command, progress)?;
+    }
+    for name in &sum.names {
+        println!("failed: {name}");
+    }
+    println!("{}", sum.text());
+    Ok(if sum.failed == 0 && sum.names.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs one `cargo test` and adds what it says.
+fn part_of(sum: &mut Sum, title: &str, mut command: Command, progress: &Progress) -> Result<()> {
+    let step = progress.step(title);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo test")?;
+    let stdout = child.stdout.take();
+    let reader = thread::spawn(move || progress::lines(stdout).collect::<Vec<_>>());
+    let mut messages = Vec::new();
+    for line in progress::lines(child.stderr.take()) {
+        step.note(line.trim());
+        messages.push(line);
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    let lines = reader.join().unwrap_or_default();
+    let before = sum.failed;
+    sum.add(&lines);
+    details(&lines).iter().for_each(|line| eprintln!("{line}"));
+    let lost = without_result(&messages, &lines);
+    if lost > 0 || (!status.success() && sum.failed == before) {
+        // It did not compile, or a program died: that is in cargo's messages only.
+        messages.iter().rev().take(80).rev().for_each(|line| eprintln!("{line}"));
+        sum.failed += lost.max(1);
+        sum.names.push(format!("{title}: cargo test {status}, {lost} test programs ended without a result"));
+    }
+    if sum.failed == before {
+        step.done(&sum.text());
+    }
+    Ok(())
+}
+
+/// How many test programs cargo started that did not come to a result.
+fn without_result(messages: &[String], lines: &[String]) -> u32 {
+    let started = messages.iter().filter(|line| {
+        let line = line.trim_start();
+        line.starts_with("Running ") || line.starts_with("Doc-tests ")
+    });
+    let results = lines.iter().filter(|line| line.starts_with("test result: "));
+    u32::try_from(started.count().saturating_sub(results.count())).unwrap_or(u32::MAX)
+}
+
+impl Sum {
+    /// Adds up libtest's lines: `test NAME ... FAILED` and `test result: ok. 1 passed; 0 failed; 2 ignored; ...`.
+    fn add(&mut self, lines: &[String]) {
+        for line in lines {
+            if let Some(counts) = line.strip_prefix("test result: ") {
+                let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
+                let counts: BTreeMap<&str, u32> = counts
+                    .split("; ")
+                    .filter_map(|part| part.split_once(' '))
+                    .filter_map(|(count, what)| Some((what, count.parse().ok()?)))
+                    .collect();
+                let count = |what| counts.get(what).copied().unwrap_or(0);
+                self.passed += count("passed");
+                self.failed += count("failed");
+                self.skipped += count("ignored");
+            } else if let Some(name) =
+                line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+            {
+                self.names.push(name.to_owned());
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let skipped = if self.skipped == 0 { String::new() } else { format!(", {} skipped", self.skipped) };
+        format!("{} passed, {} failed{skipped}", self.passed, self.failed)
+    }
+}
+
+/// What the failed tests said: between libtest's first and second line `failures:`.
+fn details(lines: &[String]) -> Vec<&str> {
+    let mut inside = false;
+    let mut details = Vec::new();
+    for line in lines {
+        match line.as_str() {
+            "failures:" => inside = !inside,
+            line if line.starts_with("test result: ") => inside = false,
+            line if inside => details.push(line),
+            _ => {}
+        }
+    }
+    details
+}
+
+/// The runner of the test programs: a network and a mount namespace that nobody else is in, with loopback up; inside a user namespace where
+/// the caller is not root.
+pub(crate) fn in_namespace(options: &InNamespace) -> Result<ExitCode> {
+    let own = std::env::current_exe().context("our own program")?;
+    let [program, arguments @ ..] = options.command.as_slice() else { bail!("no program named") };
+    let libraries = std::env::var_os("VIRTNET_LIBRARIES");
+    if !options.inside {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount"]);
+        if !is_root()? {
+            command.arg("--map-root-user");
+        }
+        command.arg("--").arg(own).args(["in-namespace", "--inside", "--"]).args(&options.command);
+        let error = command.exec();
+        bail!("cannot run unshare (util-linux): {error}");
+    }
+    let mut loopback = Command::new("ip");
+    loopback.args(["link", "set", "lo", "up"]);
+    if let Some(libraries) = &libraries {
+        loopback.env("LD_LIBRARY_PATH", libraries);
+    }
+    let up = loopback.status().context("cannot run ip")?;
+    if !up.success() {
+        bail!("cannot bring loopback up: ip {up}");
+    }
+    let mut command = Command::new(program);
+    command.args(arguments);
+    if let Some(libraries) = libraries {
+        // Test programs start unpacked tools.
+        let mut all = libraries;
+        if let Some(before) = std::env::var_os("LD_LIBRARY_PATH") {
+            all.push(":");
+            all.push(before);
+        }
+        command.env("LD_LIBRARY_PATH", all);
+    }
+    let error = command.exec();
+    bail!("cannot run {}: {error}", program.display());
+}
+
+fn is_root() -> Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1));
+    Ok(uid == Some("0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn results_of_many_programs_are_added_up() {
+        let mut sum = Sum::default();
+        sum.add(&lines(
+            "running 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\ntest a::d ... ignored\n\
+             test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
+             test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+        ));
+        assert_eq!(sum, Sum { passed: 5, failed: 1, skipped: 1, names: vec!["a::c".to_owned()] });
+        assert_eq!(sum.text(), "5 passed, 1 failed, 1 skipped");
+        assert_eq!(Sum::default().text(), "0 passed, 0 failed");
+    }
+
+    #[test]
+    fn a_program_that_dies_is_noticed() {
+        let messages = lines("   Compiling x\n     Running unittests src/lib.rs (target/a)\n   Doc-tests x");
+        assert_eq!(without_result(&messages, &lines("test result: ok. 1 passed; 0 failed;")), 1);
+        assert_eq!(without_result(&messages, &lines("test result: ok.\ntest result: ok.")), 0);
+    }
+
+    #[test]
+    fn what_failed_tests_said_is_kept() {
+        let text = lines(
+            "test x ... FAILED\n\nfailures:\n\n---- x stdout ----\nboom\n\nfailures:\n    x\n\ntest result: FAILED.",
+        );
+        assert_eq!(details(&text), ["", "---- x stdout ----", "boom", ""]);
+    }
+}
