@@ -1,0 +1,262 @@
+//! Our keys of the network configuration: what was typed, and what it means.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use cni::delegate::Plugins;
+use cni::{Code, Config, Dns, Error, SearchPath};
+use ledger::Ledger;
+use nic::{DeviceId, MacAddr};
+use serde::Deserialize;
+use serde_json::Value;
+
+const STATE: &str = "/var/lib/virtnet";
+/// In seconds. With an IPAM plugin that hangs in ADD and in the DEL that undoes it, this counts twice.
+const IPAM_TIMEOUT: u32 = 30;
+const LONGEST_IPAM_TIMEOUT: u32 = 600;
+
+/// What an ADD is to do.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) selector: Selector,
+    /// `allowLifeline`: move the NIC even if it carries the node.
+    pub(crate) allow_lifeline: bool,
+    /// `mac` or `runtimeConfig.mac`: what the pod is to see.
+    pub(crate) mac: Option<MacAddr>,
+    /// `mtu` in bytes.
+    pub(crate) mtu: Option<u32>,
+    /// `dns`: in place of what IPAM says.
+    pub(crate) dns: Dns,
+    pub(crate) surroundings: Surroundings,
+}
+
+/// What every verb needs, and DEL must find even in a configuration that is otherwise nonsense.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) ledger: Ledger,
+    ipam_timeout: Duration,
+}
+
+/// Which NIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Selector {
+    /// By the device behind it: `runtimeConfig.deviceID`, `deviceID`, `pciBusID`, `kernelpath`.
+    Device(DeviceId),
+    /// By its name or an alternative name: `device`.
+    Name(String),
+    /// By its MAC: `hwaddr`.
+    Mac(MacAddr),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct Keys {
+    #[serde(rename = "deviceID")]
+    device_id: Option<String>,
+    #[serde(rename = "pciBusID")]
+    pci_bus_id: Option<String>,
+    device: Option<String>,
+    hwaddr: Option<String>,
+    #[serde(alias = "kernelPath")]
+    kernelpath: Option<String>,
+    allow_lifeline: bool,
+    mac: Option<String>,
+    mtu: Option<u32>,
+    dns: Dns,
+}
+
+impl Settings {
+    pub(crate) fn read(config: &Config) -> Result<Settings, Error> {
+        let keys: Keys = config.parse()?;
+        let surroundings = Surroundings::read(config)?;
+        let mac = runtime_text(config, "mac").or(given(keys.mac.as_deref()).map(str::to_owned));
+        Ok(Settings {
+            selector: selector(config)?,
+            allow_lifeline: keys.allow_lifeline,
+            mac: mac.map(|mac| unicast("mac", &mac)).transpose()?,
+            mtu: keys.mtu,
+            dns: keys.dns,
+            surroundings,
+        })
+    }
+}
+
+impl Surroundings {
+    pub(crate) fn read(config: &Config) -> Result<Surroundings, Error> {
+        let state = match config.object().get("stateDir") {
+            None | Some(Value::Null) => Path::new(STATE),
+            Some(Value::String(path)) if path.starts_with('/') => Path::new(path),
+            Some(_) => return Err(wrong("stateDir is not an absolute path")),
+        };
+        let seconds = match config.object().get("ipamTimeout") {
+            None | Some(Value::Null) => IPAM_TIMEOUT,
+            Some(value) => value
+                .as_u64()
+                .and_then(|seconds| u32::try_from(seconds).ok())
+                .filter(|seconds| (1..=LONGEST_IPAM_TIMEOUT).contains(seconds))
+                .ok_or_else(|| {
+                    wrong(format!("ipamTimeout is not a number of seconds from 1 to {LONGEST_IPAM_TIMEOUT}"))
+                })?,
+        };
+        Ok(Surroundings { ledger: Ledger::at(state), ipam_timeout: Duration::from_secs(seconds.into()) })
+    }
+
+    pub(crate) fn plugins(&self, path: &SearchPath) -> Plugins {
+        Plugins::on(path.clone()).with_deadline(self.ipam_timeout)
+    }
+}
+
+/// Which NIC the configuration means. What the runtime hands over for this very pod goes before what the network's
+/// author wrote.
+pub(crate) fn selector(config: &Config) -> Result<Selector, Error> {
+    let keys: Keys = config.parse()?;
+    let device = |key: &str, id: &str| {
+        id.parse::<DeviceId>().map(Selector::Device).map_err(|error| wrong(format!("{key}: {error}")))
+    };
+    if let Some(id) = runtime_text(config, "deviceID") {
+        return device("runtimeConfig.deviceID", &id);
+    }
+    match (given(keys.device_id.as_deref()), given(keys.pci_bus_id.as_deref())) {
+        (Some(one), Some(other)) if one != other => {
+            return Err(wrong(format!("deviceID {one:?} and pciBusID {other:?} are not the same")));
+        }
+        (Some(id), _) => return device("deviceID", id),
+        (None, Some(id)) => return device("pciBusID", id),
+        (None, None) => {}
+    }
+    match (given(keys.device.as_deref()), given(keys.hwaddr.as_deref()), given(keys.kernelpath.as_deref())) {
+        (Some(name), None, None) => Ok(Selector::Name(name.to_owned())),
+        (None, Some(mac), None) => Ok(Selector::Mac(unicast("hwaddr", mac)?)),
+        (None, None, Some(path)) => by_kernel_path(path),
+        (None, None, None) => {
+            Err(wrong("no device is named: give one of deviceID, pciBusID, device, hwaddr or kernelpath"))
+        }
+        _ => Err(wrong("give only one of device, hwaddr and kernelpath")),
+    }
+}
+
+/// The device that a path below /sys/devices leads to; the interface's folder and `net` may follow it.
+fn by_kernel_path(path: &str) -> Result<Selector, Error> {
+    let refuse = |why: &str| wrong(format!("kernelpath {path:?} {why}"));
+    // /sys/class/net/eth1 and /sys/bus/pci/devices/... lead there. While the NIC is in a pod its own folder is gone.
+    let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
+    let below =
+        resolved.strip_prefix("/sys/devices").map_err(|_| refuse("does not lead below /sys/devices"))?;
+    let mut parts = Vec::new();
+    for component in below.components() {
+        match component {
+            Component::Normal(part) => parts.push(part.to_str().ok_or_else(|| refuse("is not UTF-8"))?),
+            _ => return Err(refuse("is not a plain path")),
+        }
+    }
+    match parts.as_slice() {
+        ["virtual", "net", name] => Ok(Selector::Name((*name).to_owned())),
+        [.., device, "net", _] | [.., device, "net"] | [.., device] => device
+            .parse()
+            .map(Selector::Device)
+            .map_err(|error: nic::NameError| refuse(&format!("names no device: {error}"))),
+        [] => Err(refuse("names no device")),
+    }
+}
+
+fn runtime_text(config: &Config, capability: &str) -> Option<String> {
+    given(config.runtime(capability)?.as_str()).map(str::to_owned)
+}
+
+/// Go programs write what is not set as an empty string.
+fn given(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+fn unicast(key: &str, text: &str) -> Result<MacAddr, Error> {
+    let mac: MacAddr = text.parse().map_err(|error: nic::ParseMacError| wrong(format!("{key}: {error}")))?;
+    if mac.is_unicast() {
+        Ok(mac)
+    } else {
+        Err(wrong(format!("{key}: {mac} is not an address that a NIC can own")))
+    }
+}
+
+fn wrong(message: impl Into<String>) -> Error {
+    Error::new(Code::INVALID_CONFIG, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(keys: Value) -> Result<Settings, Error> {
+        let mut object = json!({"cniVersion": "1.0.0", "name": "n", "type": "ehost-device"});
+        object.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        Settings::read(&Config::from_object(object.as_object().unwrap().clone()).unwrap())
+    }
+
+    fn device(id: &str) -> Selector {
+        Selector::Device(id.parse().unwrap())
+    }
+
+    #[test]
+    fn what_the_runtime_says_goes_before_what_the_network_says() {
+        let selector = |keys| read(keys).unwrap().selector;
+        assert_eq!(
+            selector(
+                json!({"deviceID": "0000:00:09.0", "device": "eth1", "runtimeConfig": {"deviceID": "0000:00:0a.0"}})
+            ),
+            device("0000:00:0a.0")
+        );
+        assert_eq!(
+            selector(json!({"deviceID": "0000:00:09.0", "pciBusID": "0000:00:09.0", "device": "eth1"})),
+            device("0000:00:09.0")
+        );
+        assert_eq!(selector(json!({"pciBusID": "virtio3", "deviceID": ""})), device("virtio3"));
+        assert_eq!(selector(json!({"device": "eth1", "hwaddr": ""})), Selector::Name("eth1".to_owned()));
+        assert_eq!(
+            selector(json!({"hwaddr": "52:54:00:C4:E6:CD"})),
+            Selector::Mac(MacAddr([0x52, 0x54, 0, 0xc4, 0xe6, 0xcd]))
+        );
+    }
+
+    #[test]
+    fn a_kernel_path_names_the_device_with_or_without_the_interfaces_folder() {
+        for path in [
+            "/sys/devices/pci0000:ff/0000:ff:0a.0",
+            "/sys/devices/pci0000:ff/0000:ff:0a.0/net",
+            "/sys/devices/pci0000:ff/0000:ff:0a.0/net/eth7",
+        ] {
+            assert_eq!(read(json!({"kernelpath": path})).unwrap().selector, device("0000:ff:0a.0"), "{path}");
+        }
+        assert_eq!(
+            read(json!({"kernelpath": "/sys/devices/virtual/net/veth0"})).unwrap().selector,
+            Selector::Name("veth0".to_owned())
+        );
+    }
+
+    #[test]
+    fn bad_configurations_are_refused_in_words() {
+        let refused = |keys: Value| {
+            let error = read(keys).unwrap_err();
+            assert_eq!(error.code, Code::INVALID_CONFIG);
+            if error.details.is_empty() { error.message } else { error.details }
+        };
+        let all: Vec<String> = [
+            json!({}),
+            json!({"deviceID": "../../etc"}),
+            json!({"deviceID": 7}),
+            json!({"deviceID": "0000:00:09.0", "pciBusID": "0000:00:0a.0"}),
+            json!({"device": "eth1", "hwaddr": "52:54:00:c4:e6:cd"}),
+            json!({"hwaddr": "52:54:00"}),
+            json!({"hwaddr": "ff:ff:ff:ff:ff:ff"}),
+            json!({"kernelpath": "/etc/passwd"}),
+            json!({"kernelpath": "/sys/devices/../../etc"}),
+            json!({"device": "eth1", "stateDir": "relative"}),
+            json!({"device": "eth1", "ipamTimeout": 0}),
+            json!({"device": "eth1", "mtu": -1}),
+        ]
+        .into_iter()
+        .map(refused)
+        .collect();
+        insta::assert_snapshot!(all.join("\n"));
+    }
+}

@@ -1,0 +1,159 @@
+//! Whose a NIC is, and whether it may be taken.
+
+use cni::{Code, Error};
+use ledger::{Lease, Owner, Pod, Stage, Whereabouts};
+use nic::lifeline::TornFacts;
+use nic::{Lifeline, Link};
+
+use crate::code::{self, ALREADY_ATTACHED, LIFELINE};
+
+/// What is to be done about a lease that stands in the way of an ADD.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// Nobody has the NIC any more: bring it home, then go on.
+    Stale,
+    /// It is in use, and the ADD is refused.
+    InUse(Error),
+}
+
+/// Judges a lease. The caller holds the device's lock, so a lease that is not `Plumbed` is what a dead process left.
+pub(crate) fn judge(lease: &Lease, whereabouts: &Whereabouts, wanted: &Owner) -> Standing {
+    let device = &lease.device;
+    match (&lease.stage, whereabouts) {
+        (Stage::Plumbed { .. }, Whereabouts::WithOwner)
+            if lease.is_for(&wanted.container_id, &wanted.if_name) =>
+        {
+            let message = format!("device {device} is already attached to {}", lease.owner);
+            Standing::InUse(Error::new(ALREADY_ATTACHED, message))
+        }
+        (Stage::Plumbed { .. }, Whereabouts::WithOwner) => {
+            let message = format!("device {device} is in use by {}", lease.owner);
+            let details = format!(
+                "its lease is for network {} and namespace {}; a DEL for that container frees it",
+                lease.owner.network,
+                lease.owner.netns.display()
+            );
+            Standing::InUse(Error::new(Code::TRY_AGAIN, message).with_details(details))
+        }
+        (Stage::Plumbed { .. }, Whereabouts::OnNode(_) | Whereabouts::Unknown)
+        | (Stage::Prepared | Stage::Returning { .. } | Stage::Displaced { .. }, _) => Standing::Stale,
+    }
+}
+
+/// Refuses a NIC that carries the node's own traffic.
+///
+/// # Errors
+/// Code 101 with the reason; 5 when routes cannot be read: then no NIC is safe to take.
+pub(crate) fn spare_the_lifeline(
+    routes: &mut linux::route::Socket,
+    link: &Link,
+    allowed: bool,
+) -> Result<(), Error> {
+    let lifeline = lifeline(routes)?;
+    let Some(reason) = lifeline.reason(link.index) else { return Ok(()) };
+    if allowed {
+        eprintln!(
+            "ehost-device: WARNING: {} {reason}, and is moved all the same, because the configuration says allowLifeline",
+            link.name
+        );
+        return Ok(());
+    }
+    let message = format!("{} carries the node itself and is never moved", link.name);
+    let details = format!(
+        "{} {reason}; \"allowLifeline\": true in the network configuration overrides this",
+        link.name
+    );
+    Err(Error::new(LIFELINE, message).with_details(details))
+}
+
+fn lifeline(routes: &mut linux::route::Socket) -> Result<Lifeline, Error> {
+    const ATTEMPTS: u32 = 5;
+    let mut torn: Option<TornFacts> = None;
+    for _ in 0..ATTEMPTS {
+        let links = routes.links().map_err(code::io("find out what carries the node"))?;
+        let table = routes.routes().map_err(code::io("find out what carries the node"))?;
+        let addresses = routes.addresses().map_err(code::io("find out what carries the node"))?;
+        match Lifeline::find(&links, &table, &addresses, &[]) {
+            Ok(lifeline) => return Ok(lifeline),
+            Err(error) => torn = Some(error),
+        }
+    }
+    let error = Error::new(Code::TRY_AGAIN, "find out what carries the node");
+    Err(match torn {
+        Some(torn) => error.caused_by(&torn),
+        None => error,
+    })
+}
+
+/// The owner that an ADD speaks for.
+pub(crate) fn owner(add: &cni::plugin::Add) -> Owner {
+    let value = |key| add.environment.args.value(key).filter(|value| !value.is_empty()).map(str::to_owned);
+    let pod = match (value("K8S_POD_NAMESPACE"), value("K8S_POD_NAME")) {
+        (Some(namespace), Some(name)) => Some(Pod { namespace, name, uid: value("K8S_POD_UID") }),
+        _ => None,
+    };
+    Owner {
+        container_id: add.container_id.as_str().to_owned(),
+        if_name: add.if_name.clone(),
+        netns: add.netns.clone(),
+        network: add.config.name().as_str().to_owned(),
+        pod,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ledger::Home;
+
+    fn owner(container: &str) -> Owner {
+        Owner {
+            container_id: container.to_owned(),
+            if_name: "net1".parse().unwrap(),
+            netns: "/run/netns/x".into(),
+            network: "n".to_owned(),
+            pod: Some(Pod { namespace: "default".into(), name: "testpod1".into(), uid: None }),
+        }
+    }
+
+    fn lease(stage: Stage) -> Lease {
+        Lease {
+            device: "0000:00:0a.0".parse().unwrap(),
+            permanent_mac: None,
+            boot_id: String::new(),
+            home: Home {
+                name: "eth1".parse().unwrap(),
+                index: 3,
+                alt_names: Vec::new(),
+                alias: None,
+                mac: None,
+                mtu: 1500,
+                tx_queue_len: 1000,
+                up: false,
+                master: None,
+                addresses: Vec::new(),
+            },
+            owner: owner("one"),
+            stage,
+        }
+    }
+
+    #[test]
+    fn only_a_completed_lease_whose_nic_is_with_its_owner_stands() {
+        let judged = |stage, place, container| judge(&lease(stage), &place, &owner(container));
+        let plumbed = || Stage::Plumbed { index: 3 };
+        let Standing::InUse(same) = judged(plumbed(), Whereabouts::WithOwner, "one") else { panic!() };
+        assert_eq!(same.code, ALREADY_ATTACHED);
+        let Standing::InUse(other) = judged(plumbed(), Whereabouts::WithOwner, "two") else { panic!() };
+        assert_eq!(other.code, Code::TRY_AGAIN);
+        assert!(other.message.contains("pod default/testpod1"), "{other}");
+        for (stage, place) in [
+            (plumbed(), Whereabouts::Unknown),
+            (Stage::Prepared, Whereabouts::WithOwner),
+            (Stage::Returning { fault: None }, Whereabouts::WithOwner),
+            (Stage::Displaced { name: "eth1-2".parse().unwrap() }, Whereabouts::Unknown),
+        ] {
+            assert!(matches!(judged(stage, place, "two"), Standing::Stale));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! ADD: the NIC into the pod, with addresses, or nothing changed at all.
+//!
+//! 1. lock the device; see whose it is, and that it does not carry the node; see that its names are free in the pod;
+//! 2. write the lease: from here on every process that comes after us can undo what we do;
+//! 3. move and rename in one message; IPAM; addresses, routes;
+//! 4. note in the lease that it is complete.
+//!
+//! Whatever fails in 3 or 4 is undone in reverse order, and the first cause is what the runtime hears.
+
+mod network;
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use cni::plugin::Add;
+use cni::{Code, Error, Interface, Success};
+use ledger::{Entry, Home, Homecoming, Lease, Node, Stage, Step};
+use linux::Netns;
+use linux::route::{LinkChange, Socket};
+use nic::{DeviceId, IfName, Link};
+
+use crate::code::{self, DEVICE_NOT_FOUND, NAME_TAKEN, NOT_HOME};
+use crate::config::Settings;
+use crate::owner::{self, Standing};
+use crate::select::{self, Chosen};
+
+/// How long another process may hold the device: less than a runtime's patience, since it can try again.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a NIC may take to arrive from a network namespace that has just ended (0.3 to 0.7 s seen).
+pub(crate) const ARRIVAL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The pod's network namespace and a socket in it.
+struct Pod {
+    netns: Netns,
+    routes: Socket,
+}
+
+/// Attaches the NIC to the container.
+///
+/// # Errors
+/// Everything is as it was before, or the error's details say what is not.
+pub(crate) fn add(add: &Add) -> Result<Success, Error> {
+    let settings = Settings::read(&add.config)?;
+    // Read before anything is changed: what cannot be passed on is an error now, not later.
+    let previous = add.config.prev_result()?.unwrap_or_default();
+    let mut pod = Pod::open(add)?;
+    let mut node = Node::here().map_err(code::io("look at the node's network"))?;
+    let ledger = &settings.surroundings.ledger;
+    let chosen = select::choose(&mut node, ledger, &settings.selector)?;
+    let entry = ledger.lock(&chosen.id, LOCK_PATIENCE).map_err(code::ledger)?;
+
+    let (link, inherited) = clear(&mut node, &entry, &settings, add)?;
+    owner::spare_the_lifeline(&mut node.routes, &link, settings.allow_lifeline)?;
+    names_are_free(&mut pod, &link, &add.if_name)?;
+    let lease = lease(&mut node, &entry, &link, inherited, add)?;
+    entry.write(&lease).map_err(code::ledger)?;
+
+    let mut addressed = false;
+    let attempt = attach(&mut node, &mut pod, &entry, &lease, &settings, add, &mut addressed);
+    match attempt {
+        Ok(success) => Ok(merge(previous, success, &settings)),
+        Err(error) => Err(undo(&mut node, &entry, &lease, &settings, add, addressed, error)),
+    }
+}
+
+impl Pod {
+    fn open(add: &Add) -> Result<Pod, Error> {
+        let netns =
+            Netns::open(&add.netns).map_err(|error| Error::from_chain(Code::INVALID_NETNS, &error))?;
+        let routes = netns.route_socket().map_err(|error| {
+            let message = format!("enter network namespace {}", add.netns.display());
+            Error::new(Code::INVALID_NETNS, message).caused_by(&error)
+        })?;
+        Ok(Pod { netns, routes })
+    }
+}
+
+/// Sees to it that nobody has the NIC, bringing it home where a lease is stale. Returns its link, and what it was at home
+/// where a lease that stays knows better than the kernel (its name may be taken by another link for now).
+fn clear(
+    node: &mut Node,
+    entry: &Entry<'_>,
+    settings: &Settings,
+    add: &Add,
+) -> Result<(Link, Option<Home>), Error> {
+    let ledger = &settings.surroundings.ledger;
+    let mut inherited = None;
+    match entry.read() {
+        Ok(None) => {}
+        Ok(Some(lease)) => {
+            let place = ledger::whereabouts(node, &lease)
+                .map_err(code::io(format!("look for device {}", lease.device)))?;
+            match owner::judge(&lease, &place, &owner::owner(add)) {
+                Standing::InUse(error) => return Err(error),
+                Standing::Stale => inherited = repair(node, entry, &lease)?,
+            }
+        }
+        Err(error @ ledger::Error::Unusable { source: ledger::Fault::Newer { .. }, .. }) => {
+            return Err(code::ledger(error));
+        }
+        Err(error) => {
+            // Nothing can be learned from it. If the NIC is at home it tells us nothing that we need, either.
+            eprintln!(
+                "ehost-device: {}; it is kept as {}.json.unusable",
+                code::ledger(error),
+                entry.device()
+            );
+            entry.set_aside().map_err(code::ledger)?;
+        }
+    }
+    // Found anew, under the lock: before, it may have been on its way.
+    let Chosen { id, link } = select::choose(node, ledger, &settings.selector)?;
+    if id != *entry.device() {
+        let message = format!("device {} became {id} while it was waited for", entry.device());
+        return Err(Error::new(Code::TRY_AGAIN, message));
+    }
+    link.map(|link| (link, inherited)).ok_or_else(|| no_interface(node, &id))
+}
+
+fn repair(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Option<Home>, Error> {
+    let device = &lease.device;
+    eprintln!("ehost-device: device {device} has a stale lease of {}: bringing it home", lease.owner);
+    match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE).map_err(code::not_home)? {
+        Homecoming::Home | Homecoming::Gone => Ok(None),
+        Homecoming::Displaced { name } => {
+            eprintln!(
+                "ehost-device: device {device} is home as {name}: its name or an alternative name is taken"
+            );
+            Ok(Some(lease.home.clone()))
+        }
+        Homecoming::OutOfSight => {
+            let message = format!("device {device} has not come back from {}", lease.owner);
+            let details = "it is in no network namespace that can be looked into, or has no network driver";
+            Err(Error::new(Code::TRY_AGAIN, message).with_details(details))
+        }
+    }
+}
+
+fn no_interface(node: &Node, id: &DeviceId) -> Error {
+    let error =
+        Error::new(DEVICE_NOT_FOUND, format!("device {id} has no network interface in the node's namespace"));
+    match node.devices.driver(id) {
+        Some(driver) => error.with_details(format!("its driver is {driver}")),
+        None => error,
+    }
+}
+
+/// Looks before the leap: a rename that clashes in the pod would fail only after the move.
+fn names_are_free(pod: &mut Pod, link: &Link, if_name: &IfName) -> Result<(), Error> {
+    let wanted = std::iter::once(if_name.as_str()).chain(link.alt_names.iter().map(String::as_str));
+    for name in wanted {
+        let holder = pod.routes.link_by_name(name).map_err(code::io("look at the pod's interfaces"))?;
+        if let Some(holder) = holder {
+            let message = format!("there is an interface {name} in the pod already");
+            let details =
+                format!("it is {} with index {}; {} stays on the node", holder.name, holder.index, link.name);
+            return Err(Error::new(NAME_TAKEN, message).with_details(details));
+        }
+    }
+    Ok(())
+}
+
+fn lease(
+    node: &mut Node,
+    entry: &Entry<'_>,
+    link: &Link,
+    inherited: Option<Home>,
+    add: &Add,
+) -> Result<Lease, Error> {
+    let home = match inherited {
+        Some(home) => Home { index: link.index, ..home },
+        None => {
+            let addresses = node.routes.addresses().map_err(code::io("list addresses"))?;
+            let master = match link.master {
+                Some(index) => {
+                    node.routes.link_by_index(index).map_err(code::io("look at the bridge or bond"))?
+                }
+                None => None,
+            };
+            Home::of(link, &addresses, master.map(|master| master.name))
+        }
+    };
+    Ok(Lease {
+        device: entry.device().clone(),
+        permanent_mac: link.permanent_mac,
+        boot_id: linux::boot_id().map_err(code::io("read the boot ID"))?,
+        home,
+        owner: owner::owner(add),
+        stage: Stage::Prepared,
+    })
+}
+
+/// Everything that has to be undone if it fails. `addressed` becomes true when IPAM has given out addresses.
+fn attach(
+    node: &mut Node,
+    pod: &mut Pod,
+    entry: &Entry<'_>,
+    lease: &Lease,
+    settings: &Settings,
+    add: &Add,
+    addressed: &mut bool,
+) -> Result<Success, Error> {
+    let moved = hand_over(node, pod, lease, settings, add)?;
+    let plugins = settings.surroundings.plugins(&add.environment.path);
+    let ipam = plugins.ipam_add(&add.config, &add.environment)?;
+    *addressed = ipam.is_some();
+    let ipam = match ipam {
+        Some(ipam) if ipam.ips.is_empty() => {
+            return Err(Error::new(code::NO_ADDRESS, "the IPAM plugin gave no address"));
+        }
+        ipam => ipam.unwrap_or_default(),
+    };
+    network::configure(pod, &moved, &ipam)?;
+    let seen = pod
+        .routes
+        .link_by_index(moved.index)
+        .map_err(code::io("read the interface back"))?
+        .ok_or_else(|| Error::new(DEVICE_NOT_FOUND, format!("{} vanished from the pod", moved.name)))?;
+    entry.write(&lease.clone().after(Step::Plumb { index: seen.index })).map_err(code::ledger)?;
+    let interface = Interface {
+        name: seen.name.to_string(),
+        mac: seen.mac.map(|mac| mac.to_string()),
+        mtu: Some(seen.mtu),
+        sandbox: Some(add.netns.display().to_string()),
+        socket_path: None,
+        pci_id: lease.device.pci().map(|pci| pci.to_string()),
+    };
+    let ips = ipam.ips.into_iter().map(|ip| cni::Ip { interface: Some(0), ..ip }).collect();
+    Ok(Success { interfaces: vec![interface], ips, routes: ipam.routes, dns: ipam.dns })
+}
+
+/// Moves and renames the NIC in one message, and finds it in the pod.
+fn hand_over(
+    node: &mut Node,
+    pod: &mut Pod,
+    lease: &Lease,
+    settings: &Settings,
+    add: &Add,
+) -> Result<Link, Error> {
+    let from = &lease.home.name;
+    let what = || format!("move {from} to the pod as {}", add.if_name);
+    let index = lease.home.index;
+    let current = node
+        .routes
+        .link_by_index(index)
+        .map_err(code::io(what()))?
+        .ok_or_else(|| no_interface(node, &lease.device))?;
+    // It may bear the wanted name already, as an alternative one: then the kernel would not rename it.
+    if current.alt_names.iter().any(|name| name == add.if_name.as_str()) {
+        node.routes.remove_alt_names(index, &[add.if_name.to_string()]).map_err(code::io(what()))?;
+    }
+    let change = LinkChange {
+        netns: Some(pod.netns.as_fd()),
+        name: Some(&add.if_name),
+        mac: settings.mac,
+        mtu: settings.mtu,
+        ..LinkChange::default()
+    };
+    node.routes.change_link(index, &change).map_err(code::io(what()))?;
+    let moved = pod.routes.link_by_name(add.if_name.as_str()).map_err(code::io(what()))?;
+    moved
+        .filter(|moved| moved.parent_device == current.parent_device)
+        .ok_or_else(|| Error::new(Code::IO, what()).with_details("it is not in the pod after the move"))
+}
+
+/// Undoes an ADD. The first cause stays the error; what could not be undone is added to its details.
+fn undo(
+    node: &mut Node,
+    entry: &Entry<'_>,
+    lease: &Lease,
+    settings: &Settings,
+    add: &Add,
+    addressed: bool,
+    mut error: Error,
+) -> Error {
+    if addressed {
+        let plugins = settings.surroundings.plugins(&add.environment.path);
+        if let Err(further) = plugins.ipam_del(&add.config, &add.environment) {
+            error = code::and_also(error, "the addresses could not be given back", &further);
+        }
+    }
+    match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE) {
+        Ok(Homecoming::Home | Homecoming::Gone) => error,
+        Ok(Homecoming::Displaced { name }) => {
+            let further = Error::new(NOT_HOME, format!("{} is home as {name}", lease.device));
+            code::and_also(error, "its name was taken meanwhile", &further)
+        }
+        Ok(Homecoming::OutOfSight) => {
+            let further = Error::new(NOT_HOME, format!("device {} is out of sight", lease.device));
+            code::and_also(error, "the NIC could not be brought home", &further)
+        }
+        Err(further) => code::and_also(error, "the NIC could not be brought home", &code::not_home(further)),
+    }
+}
+
+/// The result so far with ours added to it.
+fn merge(previous: Success, ours: Success, settings: &Settings) -> Success {
+    let offset = previous.interfaces.len();
+    let mut merged = previous;
+    merged.interfaces.extend(ours.interfaces);
+    merged
+        .ips
+        .extend(ours.ips.into_iter().map(|ip| cni::Ip { interface: ip.interface.map(|i| i + offset), ..ip }));
+    merged.routes.extend(ours.routes);
+    if !settings.dns.is_empty() {
+        merged.dns = settings.dns.clone();
+    } else if !ours.dns.is_empty() {
+        merged.dns = ours.dns;
+    }
+    merged
+}

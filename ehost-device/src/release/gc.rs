@@ -1,0 +1,58 @@
+//! GC: every lease of this network that is not in the runtime's list ends.
+
+use std::collections::BTreeSet;
+
+use cni::plugin::Gc;
+use cni::{Environment, Error, Verb};
+use ledger::{Lease, Node};
+
+use super::{internal, return_device};
+use crate::code;
+use crate::config::Surroundings;
+
+/// Brings home the NICs of this network whose containers the runtime does not know, and gives their addresses back.
+///
+/// # Errors
+/// The first failure, with the others in its details; all leases are tried.
+pub(crate) fn gc(gc: &Gc) -> Result<(), Error> {
+    let surroundings = Surroundings::read(&gc.config)?;
+    let plugins = surroundings.plugins(&gc.environment.path);
+    let mut node = Node::here().map_err(code::io("look at the node's network"))?;
+    let valid: BTreeSet<_> =
+        gc.valid.iter().map(|valid| (valid.container_id.as_str(), valid.if_name.as_str())).collect();
+    let is_stale = |lease: &Lease| {
+        lease.owner.network == gc.config.name().as_str()
+            && !valid.contains(&(lease.owner.container_id.as_str(), lease.owner.if_name.as_str()))
+    };
+    let mut errors = Vec::new();
+    let listing = surroundings.ledger.list().map_err(code::ledger)?;
+    for unusable in &listing.unusable {
+        eprintln!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
+    }
+    for lease in listing.leases.into_iter().filter(is_stale) {
+        match return_device(&mut node, &surroundings.ledger, &lease.device, None, is_stale) {
+            // An IPAM plugin older than 1.1.0 knows no GC, so its DEL is called as the container's would have been.
+            Ok(Some(lease)) => errors
+                .extend(environment(gc, &lease).and_then(|del| plugins.ipam_del(&gc.config, &del)).err()),
+            Ok(None) => {}
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.extend(plugins.ipam_gc(&gc.config, &gc.environment).err());
+    let mut errors = errors.into_iter();
+    match errors.next() {
+        None => Ok(()),
+        Some(first) => Err(errors.fold(first, |first, next| code::and_also(first, "and", &next))),
+    }
+}
+
+/// What the environment of the DEL would have been that never came.
+fn environment(gc: &Gc, lease: &Lease) -> Result<Environment, Error> {
+    Ok(Environment {
+        container_id: Some(
+            lease.owner.container_id.parse().map_err(|error: cni::NameError| internal(&error))?,
+        ),
+        if_name: Some(lease.owner.if_name.clone()),
+        ..gc.environment.with_verb(Verb::Del)
+    })
+}

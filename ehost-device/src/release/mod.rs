@@ -1,0 +1,104 @@
+//! DEL and GC: the NIC home, the addresses given back, whatever else is gone.
+//!
+//! A DEL asks nobody, goes on after a failure, and touches a NIC only if its lease is for this very container.
+
+mod gc;
+mod rescue;
+
+use std::path::Path;
+use std::time::Duration;
+
+use cni::plugin::Del;
+use cni::{Code, Error};
+use ledger::{Homecoming, Lease, Ledger, Node};
+use nic::DeviceId;
+
+use crate::code;
+use crate::config::Surroundings;
+use crate::plumb::ARRIVAL_PATIENCE;
+
+pub(crate) use gc::gc;
+
+/// An ADD that is still at work on the NIC may take this long to end: IPAM is what takes time.
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Detaches the container.
+///
+/// # Errors
+/// IPAM failed, or the NIC is there but did not come home; both are tried, whichever fails. A DEL later tries again.
+pub(crate) fn del(del: &Del) -> Result<(), Error> {
+    let surroundings = Surroundings::read(&del.config)?;
+    // First, because some IPAM plugins (dhcp) say good-bye through the interface; and always: with the namespace gone,
+    // without a lease, for a container that was never attached.
+    let mut outcome = surroundings.plugins(&del.environment.path).ipam_del(&del.config, &del.environment);
+    for error in release(&surroundings.ledger, del) {
+        outcome = match outcome {
+            Ok(()) => Err(error),
+            Err(first) => Err(code::and_also(first, "and", &error)),
+        };
+    }
+    outcome
+}
+
+/// Brings home whatever NIC is this container's; returns what went wrong.
+fn release(ledger: &Ledger, del: &Del) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let mut node = match Node::here() {
+        Ok(node) => node,
+        Err(error) => return vec![code::io("look at the node's network")(error)],
+    };
+    let mine = |lease: &Lease| lease.is_for(del.container_id.as_str(), &del.if_name);
+    let leases = match ledger.list() {
+        Ok(listing) => {
+            for unusable in &listing.unusable {
+                eprintln!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
+            }
+            listing.leases
+        }
+        Err(error) => {
+            errors.push(code::ledger(error));
+            Vec::new()
+        }
+    };
+    let devices: Vec<DeviceId> = leases.into_iter().filter(mine).map(|lease| lease.device).collect();
+    if devices.is_empty() {
+        errors.extend(rescue::without_lease(&mut node, ledger, del).err());
+    }
+    for device in devices {
+        errors.extend(return_device(&mut node, ledger, &device, del.netns.as_deref(), mine).err());
+    }
+    errors
+}
+
+/// Brings a device home if, seen under its lock, its lease is one that `is_meant`. Says whether it was.
+fn return_device(
+    node: &mut Node,
+    ledger: &Ledger,
+    device: &DeviceId,
+    netns: Option<&Path>,
+    is_meant: impl Fn(&Lease) -> bool,
+) -> Result<Option<Lease>, Error> {
+    let entry = ledger.lock(device, LOCK_PATIENCE).map_err(code::ledger)?;
+    let Some(lease) = entry.read().map_err(code::ledger)?.filter(is_meant) else { return Ok(None) };
+    match ledger::bring_home(node, &entry, &lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
+        Homecoming::Home => {}
+        Homecoming::Gone => eprintln!("ehost-device: device {device} exists no more; its lease is closed"),
+        Homecoming::Displaced { name } => eprintln!(
+            "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \
+             interface; it gets it back when that is free",
+            lease.home.name
+        ),
+        // An error here would keep the pod in Terminating for as long as some process holds its namespace open.
+        Homecoming::OutOfSight => eprintln!(
+            "ehost-device: WARNING: device {device} of {} has not come back: its lease stays, and the next ADD, DEL or GC \
+             brings it home",
+            lease.owner
+        ),
+    }
+    Ok(Some(lease))
+}
+
+/// What a `Del` says when a name in it cannot be used.
+fn internal(error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::from_chain(Code::INTERNAL, error)
+}

@@ -1,0 +1,97 @@
+//! Finding the NIC, by the device behind it rather than by what it happens to be called.
+
+use cni::{Code, Error};
+use ledger::{Ledger, Node};
+use nic::{DeviceId, Link, MacAddr};
+
+use crate::code::{self, DEVICE_NOT_FOUND};
+use crate::config::Selector;
+
+/// The NIC that a configuration means.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    /// The key of its lease.
+    pub(crate) id: DeviceId,
+    /// Its interface, if that is in the node's network namespace.
+    pub(crate) link: Option<Link>,
+}
+
+/// Finds the NIC in the node's network namespace, or, where it is away, the lease that names it.
+///
+/// # Errors
+/// Code 100 when there is no such device; 7 when several fit.
+pub(crate) fn choose(node: &mut Node, ledger: &Ledger, selector: &Selector) -> Result<Chosen, Error> {
+    match selector {
+        Selector::Device(id) => by_device(node, id),
+        Selector::Name(name) => {
+            let link =
+                node.routes.link_by_name(name).map_err(code::io(format!("look for interface {name:?}")))?;
+            known(node, ledger, link, &format!("interface {name:?}"), |home| {
+                home.name.as_str() == name || home.alt_names.iter().any(|alternative| alternative == name)
+            })
+        }
+        Selector::Mac(mac) => {
+            let links = node.routes.links().map_err(code::io("list interfaces"))?;
+            let link = by_mac(&links, *mac)?.cloned();
+            known(node, ledger, link, &format!("interface with MAC {mac}"), |home| home.mac == Some(*mac))
+        }
+    }
+}
+
+fn by_device(node: &mut Node, id: &DeviceId) -> Result<Chosen, Error> {
+    let id = node.devices.canonical(id.clone());
+    let parents = node.devices.parent_names(&id).map_err(code::io(format!("look for device {id}")))?;
+    if parents.is_empty() {
+        let message = format!("there is no device {id} on this node");
+        return Err(
+            Error::new(DEVICE_NOT_FOUND, message).with_details("the PCI and virtio buses were searched")
+        );
+    }
+    let links = node.routes.links().map_err(code::io("list interfaces"))?;
+    let ours = |link: &Link| link.parent_device.as_ref().is_some_and(|parent| parents.contains(parent));
+    Ok(Chosen { link: links.into_iter().find(ours), id })
+}
+
+/// Takes the link that was found, or else the lease of a NIC that looked like that before it left.
+fn known(
+    node: &Node,
+    ledger: &Ledger,
+    link: Option<Link>,
+    what: &str,
+    was: impl Fn(&ledger::Home) -> bool,
+) -> Result<Chosen, Error> {
+    if let Some(link) = link {
+        let id = node.device_of(&link).map_err(|error| Error::from_chain(Code::INTERNAL, &error))?;
+        return Ok(Chosen { id, link: Some(link) });
+    }
+    let listing = ledger.list().map_err(code::ledger)?;
+    match listing.leases.into_iter().find(|lease| was(&lease.home)) {
+        Some(lease) => Ok(Chosen { id: lease.device, link: None }),
+        None => Err(Error::new(DEVICE_NOT_FOUND, format!("there is no {what} on this node"))),
+    }
+}
+
+/// The link with a MAC. VLANs and the like share that of the link below them, ports that of their bond: what the
+/// hardware was made with decides, then what is no layer upon another link.
+fn by_mac(links: &[Link], mac: MacAddr) -> Result<Option<&Link>, Error> {
+    let same: Vec<_> = links.iter().filter(|link| link.permanent_mac == Some(mac)).collect();
+    let same = if same.is_empty() {
+        links.iter().filter(|link| link.mac == Some(mac) && !is_layer(link)).collect()
+    } else {
+        same
+    };
+    match same.as_slice() {
+        [] => Ok(None),
+        [link] => Ok(Some(link)),
+        several => {
+            let names: Vec<_> = several.iter().map(|link| link.name.as_str()).collect();
+            let message = format!("several interfaces have MAC {mac}: {}", names.join(", "));
+            Err(Error::new(Code::INVALID_CONFIG, message))
+        }
+    }
+}
+
+fn is_layer(link: &Link) -> bool {
+    const LAYERS: [&str; 8] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "bond", "bridge", "team"];
+    link.kind.as_deref().is_some_and(|kind| LAYERS.contains(&kind))
+}
