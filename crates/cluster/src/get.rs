@@ -204,7 +204,7 @@ fn message(body: &[u8]) -> String {
 /// Escapes what cannot stand in a segment of a path. Names of pods pass as they are.
 fn segment(text: &str) -> String {
     text.bytes().fold(String::new(), |mut escaped, b| {
-        if b.is_ascii_alphanumeric() || (b"-_.~".contains(&b) && text.trim_matches('.') != "") {
+        if b.is_ascii_alphanumeric() || (b"-_.~".contains(&b) && !text.trim_matches('.').is_empty()) {
             escaped.push(char::from(b));
         } else {
             escaped.push_str(&format!("%{b:02X}"));

@@ -1,0 +1,7 @@
+//! virt-meta as a container runtime sees it: the built program, with real delegates, files and sockets around it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod attachments;
+mod bad_input;
+mod bench;
+mod maintenance;
