@@ -95,8 +95,7 @@ impl Bed {
     /// # Errors
     /// [`Error::Boot`] when it does not within the limit, [`Error::Died`], [`Error::Spec`], [`Error::File`], [`Error::Host`].
     pub fn boot(&self, spec: &Spec) -> Result<Vm, Error> {
-        let running = self.start(spec)?;
-        let vm = Vm { bed: self.clone(), spec: spec.clone(), running };
+        let vm = Vm { bed: self.clone(), spec: spec.clone(), running: self.start(spec)? };
         vm.set_up_management()?;
         Ok(vm)
     }
@@ -151,7 +150,8 @@ impl Bed {
     }
 
     fn start(&self, spec: &Spec) -> Result<Running, Error> {
-        let deadline = Instant::now() + spec.boot_limit;
+        let begun = Instant::now();
+        let deadline = begun + spec.boot_limit;
         let folder = TempDir::with_prefix("vm-").map_err(file("make a folder", "for the VM"))?;
         let tools = self.debian.root().is_dir();
         let words = Words { probe: false, tools, persist: spec.persist.is_some(), keep: self.keep()? };
@@ -206,7 +206,7 @@ impl Bed {
         let qmp = Qmp::new(accept(&qmp, &qmp_path)?)?;
         let agent = Agent::new(Arc::clone(&qemu), agent, deadline, spec.silence_limit);
         let (agent, hello) = agent.map_err(file("talk at", &agent_path))?.ok_or_else(failed)?;
-        Ok(Running { qmp, agent, hello, qemu, _folder: folder })
+        Ok(Running { qmp, agent, hello, boot_time: begun.elapsed(), qemu, _folder: folder })
     }
 
     /// Folders that must stay visible in the guest although it has a /tmp and a /run of its own.
@@ -248,6 +248,7 @@ struct Running {
     qmp: Qmp,
     agent: Arc<Agent>,
     hello: Hello,
+    boot_time: Duration,
     qemu: Arc<Qemu>,
     _folder: TempDir,
 }
@@ -417,6 +418,11 @@ impl Vm {
     /// The last `lines` lines of its console.
     pub fn console_tail(&self, lines: usize) -> Vec<String> {
         self.running.qemu.console(lines).0
+    }
+
+    /// How long it took from nothing until the guest took commands.
+    pub fn boot_time(&self) -> Duration {
+        self.running.boot_time
     }
 
     /// Identity of this boot, as the kernel made it up.
