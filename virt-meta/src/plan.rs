@@ -31,6 +31,13 @@ pub(crate) fn plan(settings: &Settings, add: &Add) -> Result<Record, Error> {
     }];
     let pod = pod_of(&add.environment.args)?;
     steps.extend(further_steps(settings, add, pod.as_ref())?);
+    let plugins = settings.plugins(&add.environment);
+    for step in &steps {
+        // A plugin that is not there could not take part in undoing, either: the pod would never end.
+        for kind in step.network()?.types() {
+            plugins.find(kind).map_err(|error| error.within(format_args!("network {}", step.network)))?;
+        }
+    }
     Ok(Record {
         format: Record::FORMAT,
         container_id: add.container_id.clone(),

@@ -1,5 +1,7 @@
 //! What is wrong is refused before anything is changed, with words that name it.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Kubelet, answer};
@@ -129,17 +131,22 @@ fn devices_that_the_kubelet_does_not_tell_or_did_not_give() {
 
 #[test]
 fn a_delegate_that_is_missing() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
     bench.define("apps/a", None, &json!({"type": "absent"}));
-    let fault = bench.add("a").unwrap_err();
-    assert_eq!(fault.code, 5);
-    assert!(
-        fault.message.ends_with("network apps/a (interface net1): plugin absent was not found"),
-        "{fault:?}"
-    );
-    // Its DEL cannot be run either, and stays to be done; the cluster's network is gone.
-    assert_eq!(bench.calls(), ["bridge ADD eth0", "bridge DEL eth0"]);
-    assert_eq!(bench.record().unwrap()["steps"][0]["network"], "apps/a");
+    insta::assert_snapshot!(annotated(&bench, "a"), @"network apps/a: plugin absent was not found (code 5): looked in BENCH/bin");
+    bench.set("clusterNetwork", json!({"type": "absent"}));
+    insta::assert_snapshot!(annotated(&bench, ""), @"network cluster: plugin absent was not found (code 5): looked in BENCH/bin");
+    bench.set("clusterNetwork", json!({"type": "bridge"}));
+    // One that went away since is an error of DEL: what it has done is still there.
+    bench.set("binDir", json!(bench.file("more")));
+    bench.write("net.d/10-b.conf", r#"{"cniVersion":"1.0.0","name":"b","type":"passing"}"#);
+    bench.define("apps/b", None, &Value::Null);
+    fs::create_dir(bench.file("more")).unwrap();
+    fs::copy(bench.file("bin/nic"), bench.file("more/passing")).unwrap();
+    bench.add("b").unwrap();
+    fs::remove_file(bench.file("more/passing")).unwrap();
+    assert_eq!(bench.del().unwrap_err().code, 5);
+    assert_eq!(bench.record().unwrap()["steps"][0]["network"], "apps/b");
 }
 
 #[test]
