@@ -197,18 +197,20 @@ impl Plugins {
     ) -> Result<Option<(Vec<u8>, Version)>, Error> {
         let environment = environment.with_verb(verb);
         let refused = match self.run(plugin, &environment, &config.to_bytes()) {
-            Err(error) if error.code == Code::INCOMPATIBLE_VERSION => error,
+            // A plugin older than the verb need not fail with code 1: those of containernetworking 1.1 answer a STATUS
+            // with "missing containerID".
+            Err(error) if error.code == Code::INCOMPATIBLE_VERSION || verb.since() > Version::V0_1_0 => error,
             answer => return answer.map(|answer| Some((answer, config.version()))),
         };
         let spoken = self.versions(plugin, &environment).unwrap_or_default();
         match spoken.last().copied() {
             // It spoke the version all along, so the refusal has another reason.
             Some(_) if spoken.contains(&config.version()) => Err(refused),
-            Some(version) if version >= verb.since() => self
-                .run(plugin, &environment, &config.clone().with_version(version).to_bytes())
-                .map(|answer| Some((answer, version))),
-            Some(_) => Ok(None),
-            None => Err(refused),
+            Some(newest) if newest < verb.since() => Ok(None),
+            Some(newest) if refused.code == Code::INCOMPATIBLE_VERSION => self
+                .run(plugin, &environment, &config.clone().with_version(newest).to_bytes())
+                .map(|answer| Some((answer, newest))),
+            _ => Err(refused),
         }
     }
 

@@ -59,6 +59,7 @@ fn an_older_delegate_is_called_again_in_the_newest_version_that_it_speaks() {
         "old",
         r#"config=$(cat); printf '%s %s\n' "$CNI_COMMAND" "$config" >> "$0.log"
         case "$CNI_COMMAND $config" in
+        GC*|STATUS*) echo '{"code":3,"msg":"missing containerID"}'; exit 1;;
         VERSION*) echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0","7.0.0"]}';;
         *'"cniVersion":"1.1.0"'*) echo '{"code":1,"msg":"incompatible CNI versions"}'; exit 1;;
         *) echo '{"cniVersion":"0.4.0","ips":[{"version":"4","address":"10.0.0.2/24"}]}';;
