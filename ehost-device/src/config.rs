@@ -1,6 +1,6 @@
 //! Our keys of the network configuration: what was typed, and what it means.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use cni::delegate::Plugins;
@@ -8,7 +8,6 @@ use cni::{Code, Config, Dns, Error, SearchPath};
 use ledger::Ledger;
 use nic::{DeviceId, MacAddr};
 use serde::Deserialize;
-use serde_json::Value;
 
 const STATE: &str = "/var/lib/virtnet";
 /// In seconds. With an IPAM plugin that hangs in ADD and in the DEL that undoes it, this counts twice.
@@ -48,57 +47,36 @@ pub(crate) enum Selector {
     Mac(MacAddr),
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
-struct Keys {
-    #[serde(rename = "deviceID")]
-    device_id: Option<String>,
-    #[serde(rename = "pciBusID")]
-    pci_bus_id: Option<String>,
-    device: Option<String>,
-    hwaddr: Option<String>,
-    #[serde(alias = "kernelPath")]
-    kernelpath: Option<String>,
-    allow_lifeline: bool,
-    mac: Option<String>,
-    mtu: Option<u32>,
-    dns: Dns,
-}
-
 impl Settings {
     pub(crate) fn read(config: &Config) -> Result<Settings, Error> {
-        let keys: Keys = config.parse()?;
-        let surroundings = Surroundings::read(config)?;
-        let mac = runtime_text(config, "mac").or(given(keys.mac.as_deref()).map(str::to_owned));
+        let mac = match runtime_text(config, "mac") {
+            Some(mac) => Some(mac),
+            None => text(config, "mac")?,
+        };
         Ok(Settings {
             selector: selector(config)?,
-            allow_lifeline: keys.allow_lifeline,
-            mac: mac.map(|mac| unicast("mac", &mac)).transpose()?,
-            mtu: keys.mtu,
-            dns: keys.dns,
-            surroundings,
+            allow_lifeline: key(config, "allowLifeline", "true or false")?.unwrap_or(false),
+            mac: mac.map(|mac| unicast("mac", mac)).transpose()?,
+            mtu: key(config, "mtu", "a number of bytes")?,
+            dns: key(config, "dns", "an object of name servers, domain, search list and options")?
+                .unwrap_or_default(),
+            surroundings: Surroundings::read(config)?,
         })
     }
 }
 
 impl Surroundings {
     pub(crate) fn read(config: &Config) -> Result<Surroundings, Error> {
-        let state = match config.object().get("stateDir") {
-            None | Some(Value::Null) => Path::new(STATE),
-            Some(Value::String(path)) if path.starts_with('/') => Path::new(path),
-            Some(_) => return Err(wrong("stateDir is not an absolute path")),
-        };
-        let seconds = match config.object().get("ipamTimeout") {
-            None | Some(Value::Null) => IPAM_TIMEOUT,
-            Some(value) => value
-                .as_u64()
-                .and_then(|seconds| u32::try_from(seconds).ok())
-                .filter(|seconds| (1..=LONGEST_IPAM_TIMEOUT).contains(seconds))
-                .ok_or_else(|| {
-                    wrong(format!("ipamTimeout is not a number of seconds from 1 to {LONGEST_IPAM_TIMEOUT}"))
-                })?,
-        };
+        let state = text(config, "stateDir")?.unwrap_or(STATE);
+        if !state.starts_with('/') {
+            return Err(wrong(format!("stateDir {state:?} is not an absolute path")));
+        }
+        let seconds = key(config, "ipamTimeout", "a number of seconds")?.unwrap_or(IPAM_TIMEOUT);
+        if !(1..=LONGEST_IPAM_TIMEOUT).contains(&seconds) {
+            return Err(wrong(format!(
+                "ipamTimeout {seconds} is not from 1 to {LONGEST_IPAM_TIMEOUT} seconds"
+            )));
+        }
         Ok(Surroundings { ledger: Ledger::at(state), ipam_timeout: Duration::from_secs(seconds.into()) })
     }
 
@@ -110,14 +88,13 @@ impl Surroundings {
 /// Which NIC the configuration means. What the runtime hands over for this very pod goes before what the network's
 /// author wrote.
 pub(crate) fn selector(config: &Config) -> Result<Selector, Error> {
-    let keys: Keys = config.parse()?;
     let device = |key: &str, id: &str| {
         id.parse::<DeviceId>().map(Selector::Device).map_err(|error| wrong(format!("{key}: {error}")))
     };
     if let Some(id) = runtime_text(config, "deviceID") {
-        return device("runtimeConfig.deviceID", &id);
+        return device("runtimeConfig.deviceID", id);
     }
-    match (given(keys.device_id.as_deref()), given(keys.pci_bus_id.as_deref())) {
+    match (text(config, "deviceID")?, text(config, "pciBusID")?) {
         (Some(one), Some(other)) if one != other => {
             return Err(wrong(format!("deviceID {one:?} and pciBusID {other:?} are not the same")));
         }
@@ -125,7 +102,7 @@ pub(crate) fn selector(config: &Config) -> Result<Selector, Error> {
         (None, Some(id)) => return device("pciBusID", id),
         (None, None) => {}
     }
-    match (given(keys.device.as_deref()), given(keys.hwaddr.as_deref()), given(keys.kernelpath.as_deref())) {
+    match (text(config, "device")?, text(config, "hwaddr")?, text(config, "kernelpath")?) {
         (Some(name), None, None) => Ok(Selector::Name(name.to_owned())),
         (None, Some(mac), None) => Ok(Selector::Mac(unicast("hwaddr", mac)?)),
         (None, None, Some(path)) => by_kernel_path(path),
@@ -160,13 +137,22 @@ fn by_kernel_path(path: &str) -> Result<Selector, Error> {
     }
 }
 
-fn runtime_text(config: &Config, capability: &str) -> Option<String> {
-    given(config.runtime(capability)?.as_str()).map(str::to_owned)
+fn runtime_text<'a>(config: &'a Config, capability: &str) -> Option<&'a str> {
+    config.runtime(capability)?.as_str().filter(|text| !text.is_empty())
 }
 
-/// Go programs write what is not set as an empty string.
-fn given(text: Option<&str>) -> Option<&str> {
-    text.filter(|text| !text.is_empty())
+/// A text; Go programs write what is not set as an empty one.
+fn text<'a>(config: &'a Config, name: &str) -> Result<Option<&'a str>, Error> {
+    key::<&str>(config, name, "a string").map(|text| text.filter(|text| !text.is_empty()))
+}
+
+/// A key of any type; null is as good as absent.
+fn key<'a, T: Deserialize<'a>>(config: &'a Config, name: &str, kind: &str) -> Result<Option<T>, Error> {
+    match config.object().get(name) {
+        None => Ok(None),
+        Some(value) => Option::<T>::deserialize(value)
+            .map_err(|error| wrong(format!("{name} is not {kind}")).caused_by(&error)),
+    }
 }
 
 fn unicast(key: &str, text: &str) -> Result<MacAddr, Error> {
@@ -185,7 +171,7 @@ fn wrong(message: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn read(keys: Value) -> Result<Settings, Error> {
         let mut object = json!({"cniVersion": "1.0.0", "name": "n", "type": "ehost-device"});
@@ -238,7 +224,7 @@ mod tests {
         let refused = |keys: Value| {
             let error = read(keys).unwrap_err();
             assert_eq!(error.code, Code::INVALID_CONFIG);
-            if error.details.is_empty() { error.message } else { error.details }
+            error.message
         };
         let all: Vec<String> = [
             json!({}),
@@ -253,10 +239,27 @@ mod tests {
             json!({"device": "eth1", "stateDir": "relative"}),
             json!({"device": "eth1", "ipamTimeout": 0}),
             json!({"device": "eth1", "mtu": -1}),
+            json!({"device": "eth1", "dns": "192.0.2.53"}),
+            json!({"device": "eth1", "allowLifeline": "yes"}),
         ]
         .into_iter()
         .map(refused)
         .collect();
-        insta::assert_snapshot!(all.join("\n"));
+        insta::assert_snapshot!(all.join("\n"), @r#"
+        no device is named: give one of deviceID, pciBusID, device, hwaddr or kernelpath
+        deviceID: "../../etc" is not a device ID: only letters, digits and . : _ - may stand in it, and no dot first
+        deviceID is not a string
+        deviceID "0000:00:09.0" and pciBusID "0000:00:0a.0" are not the same
+        give only one of device, hwaddr and kernelpath
+        hwaddr: "52:54:00" is not a MAC address (expected six pairs of hexadecimal digits: 52:54:00:c4:e6:cd)
+        hwaddr: ff:ff:ff:ff:ff:ff is not an address that a NIC can own
+        kernelpath "/etc/passwd" does not lead below /sys/devices
+        kernelpath "/sys/devices/../../etc" does not lead below /sys/devices
+        stateDir "relative" is not an absolute path
+        ipamTimeout 0 is not from 1 to 600 seconds
+        mtu is not a number of bytes
+        dns is not an object of name servers, domain, search list and options
+        allowLifeline is not true or false
+        "#);
     }
 }

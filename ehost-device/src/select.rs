@@ -1,7 +1,7 @@
 //! Finding the NIC, by the device behind it rather than by what it happens to be called.
 
 use cni::{Code, Error};
-use ledger::{Ledger, Node};
+use ledger::{Ledger, Node, Stage};
 use nic::{DeviceId, Link, MacAddr};
 
 use crate::code::{self, DEVICE_NOT_FOUND};
@@ -60,11 +60,18 @@ fn known(
     what: &str,
     was: impl Fn(&ledger::Home) -> bool,
 ) -> Result<Chosen, Error> {
+    let listing = ledger.list().map_err(code::ledger)?;
     if let Some(link) = link {
-        let id = node.device_of(&link).map_err(|error| Error::from_chain(Code::INTERNAL, &error))?;
+        // A link without a device is known by its name; one that is home under another keeps its lease's.
+        let displaced = listing.leases.into_iter().find(|lease| {
+            matches!(&lease.stage, Stage::Displaced { name } if *name == link.name && link.parent_device.is_none())
+        });
+        let id = match displaced {
+            Some(lease) => lease.device,
+            None => node.device_of(&link).map_err(|error| Error::from_chain(Code::INTERNAL, &error))?,
+        };
         return Ok(Chosen { id, link: Some(link) });
     }
-    let listing = ledger.list().map_err(code::ledger)?;
     match listing.leases.into_iter().find(|lease| was(&lease.home)) {
         Some(lease) => Ok(Chosen { id: lease.device, link: None }),
         None => Err(Error::new(DEVICE_NOT_FOUND, format!("there is no {what} on this node"))),

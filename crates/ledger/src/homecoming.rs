@@ -54,7 +54,7 @@ pub fn whereabouts(node: &mut Node, lease: &Lease) -> Result<Whereabouts, linux:
         return Ok(Whereabouts::WithOwner);
     }
     let links = node.routes.links()?;
-    Ok(match identity.among_node(lease, &links) {
+    Ok(match identity.among_node(lease, None, &links) {
         Some(link) => Whereabouts::OnNode(Box::new(link.clone())),
         None => Whereabouts::Unknown,
     })
@@ -136,15 +136,16 @@ fn walk_home(
 ) -> Result<Homecoming, ReturnError> {
     let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
+    let mut expected = None;
     for path in [Some(lease.owner.netns.as_path()), also].into_iter().flatten() {
         let Some((_netns, mut pod)) = open_pod(node, path) else { continue };
         let links = pod.links().map_err(kernel)?;
         if let Some(link) = identity.among_pod(lease, &links) {
-            fetch(node, &mut pod, lease, link, &links).map_err(kernel)?;
+            expected = Some(fetch(node, &mut pod, lease, link, &links).map_err(kernel)?);
             break;
         }
     }
-    match look_at_home(node, lease, &identity, patience).map_err(kernel)? {
+    match look_at_home(node, lease, &identity, expected.as_ref(), patience).map_err(kernel)? {
         Some(link) => settle(node, lease, link),
         None => Ok(match identity {
             // The kernel deletes virtual links with their namespace.
@@ -160,12 +161,13 @@ fn look_at_home(
     node: &mut Node,
     lease: &Lease,
     identity: &Identity,
+    expected: Option<&IfName>,
     patience: Duration,
 ) -> Result<Option<Link>, linux::Error> {
     let deadline = Instant::now() + patience;
     let mut monitor = None;
     loop {
-        if let Some(link) = identity.among_node(lease, &node.routes.links()?) {
+        if let Some(link) = identity.among_node(lease, expected, &node.routes.links()?) {
             return Ok(Some(link.clone()));
         }
         let may_arrive = matches!(identity, Identity::Parents(parents) if !parents.is_empty());
@@ -187,14 +189,15 @@ fn look_at_home(
     }
 }
 
-/// Moves the NIC out of its owner's namespace, in one message with its old name and settings.
+/// Moves the NIC out of its owner's namespace, in one message with its old name and settings. Returns the name that it
+/// arrived under.
 fn fetch(
     node: &mut Node,
     pod: &mut Socket,
     lease: &Lease,
     link: &Link,
     links: &[Link],
-) -> Result<(), linux::Error> {
+) -> Result<IfName, linux::Error> {
     // What was built upon it would stay behind, bound to a NIC that is no longer there (8021q and macvlan do nothing
     // about a lower device that only moves).
     for child in links.iter().filter(|child| is_child(child, link.index)) {
@@ -222,11 +225,11 @@ fn fetch(
         ..LinkChange::default()
     };
     match pod.change_link(link.index, &change) {
-        Ok(()) => Ok(()),
-        // The message is not atomic: if it got here, what is missing is made good here.
+        Ok(()) => Ok(name),
+        // The message is not atomic: if the link has moved, under its old name, what is missing is made good at home.
         Err(error) => match pod.link_by_index(link.index)? {
             Some(still) if still.parent_device == link.parent_device => Err(error),
-            _ => Ok(()),
+            _ => Ok(link.name.clone()),
         },
     }
 }

@@ -70,15 +70,19 @@ impl Identity {
         }
     }
 
-    /// The NIC among the links of the node's namespace.
-    pub(crate) fn among_node<'a>(&self, lease: &Lease, links: &'a [Link]) -> Option<&'a Link> {
+    /// The NIC among the links of the node's namespace. `expected` is the name under which it was just sent there.
+    pub(crate) fn among_node<'a>(
+        &self,
+        lease: &Lease,
+        expected: Option<&IfName>,
+        links: &'a [Link],
+    ) -> Option<&'a Link> {
         match self {
             Identity::Parents(parents) => by_parent(parents, links),
             // A link of that name may be another by now, so something else must agree.
             Identity::Virtual => links.iter().find(|link| {
-                (link.name == lease.home.name
-                    || link.name == lease.owner.if_name
-                    || is_displaced(lease, link))
+                let known = [Some(&lease.home.name), Some(&lease.owner.if_name), displaced(lease), expected];
+                known.contains(&Some(&link.name))
                     && (link.index == lease.home.index || (link.mac.is_some() && link.mac == lease.home.mac))
             }),
         }
@@ -105,8 +109,11 @@ impl Identity {
     }
 }
 
-fn is_displaced(lease: &Lease, link: &Link) -> bool {
-    matches!(&lease.stage, Stage::Displaced { name } if *name == link.name)
+fn displaced(lease: &Lease) -> Option<&IfName> {
+    match &lease.stage {
+        Stage::Displaced { name } => Some(name),
+        Stage::Prepared | Stage::Plumbed { .. } | Stage::Returning { .. } => None,
+    }
 }
 
 fn by_parent<'a>(parents: &[String], links: &'a [Link]) -> Option<&'a Link> {

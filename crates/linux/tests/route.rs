@@ -243,6 +243,12 @@ fn routes_are_added_with_their_details() {
     let found = read.iter().find(|found| found.table == 1000).unwrap();
     assert_eq!((found.priority, found.prefix_len, found.unicast), (50, 16, true));
     assert_eq!((found.outputs.as_slice(), found.gateway), ([index].as_slice(), route.gateway));
+    let mut mixed = NewRoute::new(address("10.10.0.0"), 16, index);
+    mixed.gateway = Some(address("fe80::1"));
+    mixed.table = Some(1001);
+    space.socket.add_route(&mixed).unwrap();
+    let read = space.socket.routes().unwrap();
+    assert_eq!(read.iter().find(|found| found.table == 1001).unwrap().gateway, mixed.gateway);
     space.socket.remove_route(&route).unwrap();
     assert!(!space.socket.routes().unwrap().iter().any(|found| found.table == 1000));
 }

@@ -45,7 +45,7 @@ pub struct NewRoute {
     pub prefix_len: u8,
     /// The link through which packets leave.
     pub output: u32,
-    /// RTA_GATEWAY, of the destination's family.
+    /// RTA_GATEWAY, or RTA_VIA where it is not of the destination's family (IPv4 through IPv6: kernel 5.2+).
     pub gateway: Option<IpAddr>,
     /// RTA_PREFSRC.
     pub source: Option<IpAddr>,
@@ -110,8 +110,13 @@ impl NewRoute {
         attributes.put_ip(RTA_DST, self.destination);
         attributes.put_u32(RTA_OIF, self.output);
         attributes.put_u32(RTA_TABLE, table);
-        if let Some(gateway) = self.gateway {
-            attributes.put_ip(RTA_GATEWAY, gateway);
+        match self.gateway {
+            Some(gateway) if gateway.is_ipv4() == self.destination.is_ipv4() => {
+                attributes.put_ip(RTA_GATEWAY, gateway);
+            }
+            // `struct rtvia`. In RTA_GATEWAY the kernel would take the first four bytes of an IPv6 address.
+            Some(gateway) => attributes.put(RTA_VIA, &via(gateway)),
+            None => {}
         }
         if let Some(source) = self.source {
             attributes.put_ip(RTA_PREFSRC, source);
@@ -211,6 +216,16 @@ impl Socket {
         )?;
         Ok(all.into_iter().collect())
     }
+}
+
+fn via(gateway: IpAddr) -> Vec<u8> {
+    let family = if gateway.is_ipv4() { AF_INET } else { AF_INET6 };
+    let mut value = u16::from(family).to_ne_bytes().to_vec();
+    match gateway {
+        IpAddr::V4(ip) => value.extend_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => value.extend_from_slice(&ip.octets()),
+    }
+    value
 }
 
 struct Found {

@@ -1,0 +1,197 @@
+//! ADD that must fail: with the right code, in words that help, and with nothing changed.
+
+use std::time::{Duration, Instant};
+
+use linux::Netns;
+use serde_json::json;
+
+use crate::bench::{Bench, ip, path_of};
+
+#[test]
+fn a_configuration_that_is_not_usable_is_refused_before_anything_is_touched() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let netns = bench.pod_path().display().to_string();
+    assert_eq!(bench.run_raw("ADD", "one", &netns, b"this is not JSON").code(), 6);
+    let code = |keys| {
+        let answer = bench.run("ADD", &bench.config(keys));
+        assert!(!answer.json["msg"].as_str().unwrap().is_empty());
+        answer.code()
+    };
+    assert_eq!(code(json!({"name": null})), 7);
+    assert_eq!(code(json!({"device": null})), 7);
+    assert_eq!(code(json!({"device": 5})), 7);
+    assert_eq!(code(json!({"cniVersion": "9.9.9"})), 1);
+    assert_eq!(code(json!({"device": "eth99"})), 100);
+    assert_eq!(code(json!({"deviceID": "0000:ff:1f.7"})), 100);
+    assert_eq!(code(json!({"device": null, "hwaddr": "52:54:00:00:00:99"})), 100);
+    assert_eq!(code(json!({"ipam": "host-local"})), 7);
+    assert_eq!(code(json!({"ipam": {"type": "not-installed"}})), 5);
+    assert_eq!(code(json!({"prevResult": {"ips": "nonsense"}})), 6);
+    bench.assert_untouched(&before);
+}
+
+#[test]
+fn a_name_that_no_link_can_have_and_a_namespace_that_is_none_are_refused() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let config = bench.config(json!({}));
+    let file = bench.folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(bench.run_for("ADD", "one", &file.display().to_string(), &config).code(), 8);
+    assert_eq!(bench.run_for("ADD", "one", "/absent/netns", &config).code(), 8);
+    let own = path_of(&bench.node).display().to_string();
+    assert_eq!(bench.run_for("ADD", "one", &own, &config).code(), 8);
+    assert_eq!(bench.run_for("ADD", "../one", &own, &config).code(), 4);
+    bench.assert_untouched(&before);
+}
+
+#[test]
+fn the_nic_that_carries_the_node_is_never_moved_unless_the_configuration_insists() {
+    let bench = Bench::new();
+    bench.on_node("addr add 192.0.2.2/24 dev eth1");
+    bench.on_node("route add default via 192.0.2.1");
+    let config = bench.config(json!({}));
+    let refused = bench.run("ADD", &config);
+    assert_eq!(refused.code(), 101);
+    assert!(
+        refused.text().contains("default route") && refused.text().contains("allowLifeline"),
+        "{}",
+        refused.text()
+    );
+    assert!(bench.node_link("eth1").unwrap().up && !bench.lease().exists());
+    assert!(bench.on_node("route show").contains("default via 192.0.2.1"));
+
+    let config = bench.config(json!({"allowLifeline": true}));
+    let added = bench.run("ADD", &config).expect();
+    assert!(added.stderr.contains("WARNING"), "{}", added.stderr);
+    bench.run("DEL", &config).expect();
+    assert!(bench.on_node("addr show dev eth1").contains("192.0.2.2/24"), "the address did not come home");
+}
+
+#[test]
+fn an_interface_name_that_is_taken_in_the_pod_is_found_before_anything_moves() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    for (name, alternative) in [("net1", None), ("other", Some("net1")), ("other", Some("enp0s10"))] {
+        bench.in_pod(&format!("link add {name} type veth peer name x"));
+        if let Some(alternative) = alternative {
+            bench.in_pod(&format!("link property add dev {name} altname {alternative}"));
+        }
+        let theirs = bench.in_pod(&format!("-j link show dev {name}"));
+        let refused = bench.run("ADD", &bench.config(json!({})));
+        assert_eq!(refused.code(), 102);
+        assert!(refused.text().contains(name), "{}", refused.text());
+        assert_eq!(bench.in_pod(&format!("-j link show dev {name}")), theirs);
+        bench.in_pod(&format!("link del {name}"));
+        bench.assert_untouched(&before);
+    }
+    assert!(bench.asked().is_empty());
+}
+
+#[test]
+fn a_nic_that_is_leased_is_refused_and_the_owner_is_named() {
+    let bench = Bench::new();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    let again = bench.run("ADD", &config);
+    assert_eq!(again.code(), 103);
+    let second = Netns::create().unwrap();
+    let other = bench.run_for("ADD", "two", &path_of(&second).display().to_string(), &config);
+    assert_eq!(other.code(), 11);
+    assert!(other.text().contains("pod default/testpod1"), "{}", other.text());
+    assert!(bench.in_pod("addr show net1").contains("10.56.217.2/24"), "the owner's interface was touched");
+    assert_eq!(bench.asked(), ["ADD"]);
+    bench.run("DEL", &config).expect();
+}
+
+#[test]
+fn an_ipam_plugin_that_fails_leaves_nothing_behind_and_its_code_is_kept() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.ipam(
+        "fails",
+        r#"[ "$CNI_COMMAND" != ADD ] || { echo '{"cniVersion":"1.1.0","code":142,"msg":"no addresses left"}'; exit 1; }"#,
+    );
+    let failed = bench.run("ADD", &bench.config(json!({"ipam": {"type": "fails"}})));
+    assert_eq!(failed.code(), 142);
+    assert!(failed.text().contains("no addresses left"), "{}", failed.text());
+    bench.assert_untouched(&before);
+    assert_eq!(bench.asked(), ["ADD", "DEL"]);
+}
+
+#[test]
+fn an_ipam_plugin_that_hangs_is_ended_and_the_nic_is_home_in_bounded_time() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.ipam("hangs", "sleep 1000");
+    let began = Instant::now();
+    let failed = bench.run("ADD", &bench.config(json!({"ipam": {"type": "hangs"}, "ipamTimeout": 1})));
+    assert_eq!(failed.code(), 11);
+    assert!(began.elapsed() < Duration::from_secs(15), "took {:?}", began.elapsed());
+    bench.assert_untouched(&before);
+}
+
+#[test]
+fn an_ipam_plugin_that_talks_nonsense_or_gives_no_address_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    for (name, says, code) in [
+        ("babbles", "hello", 6),
+        ("silent", "", 6),
+        ("empty", r#"{"cniVersion":"1.1.0"}"#, 107),
+        ("future", r#"{"cniVersion":"7.0.0","ips":[]}"#, 6),
+    ] {
+        bench.ipam(name, &format!("[ $CNI_COMMAND != ADD ] || echo '{says}'"));
+        assert_eq!(bench.run("ADD", &bench.config(json!({"ipam": {"type": name}}))).code(), code, "{name}");
+        bench.assert_untouched(&before);
+        assert_eq!(bench.asked().last().unwrap(), "DEL");
+    }
+}
+
+#[test]
+fn what_the_kernel_refuses_is_undone_and_told_in_its_words() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.ipam(
+        "odd",
+        r#"[ $CNI_COMMAND != ADD ] || echo '{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.2/24"}],"routes":[{"dst":"fd01::/64","gw":"10.0.0.9"}]}'"#,
+    );
+    let failed = bench.run("ADD", &bench.config(json!({"ipam": {"type": "odd"}})));
+    assert_eq!(failed.code(), 5);
+    assert!(failed.text().contains("fd01::/64") && failed.text().contains("RTA_VIA"), "{}", failed.text());
+    bench.assert_untouched(&before);
+    assert_eq!(bench.asked(), ["ADD", "DEL"]);
+    let failed = bench.run("ADD", &bench.config(json!({"mtu": 20})));
+    assert!(failed.text().contains("mtu less than device minimum"), "{}", failed.text());
+    bench.assert_untouched(&before);
+}
+
+#[test]
+fn an_address_that_another_host_has_is_refused_and_undone() {
+    let bench = Bench::new();
+    let neighbour = Netns::create().unwrap();
+    bench.on_node(&format!("link set wire netns {}", path_of(&neighbour).display()));
+    ip(&neighbour, "link set wire up");
+    ip(&neighbour, "addr add fd00::2/64 dev wire nodad");
+    let before = bench.portrait();
+    bench.ipam(
+        "six",
+        r#"[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion":"1.0.0","ips":[{"address":"fd00::2/64"}]}'"#,
+    );
+    let failed = bench.run("ADD", &bench.config(json!({"ipam": {"type": "six"}})));
+    assert_eq!(failed.code(), 105);
+    assert!(failed.text().contains("fd00::2"), "{}", failed.text());
+    bench.assert_untouched(&before);
+    assert_eq!(bench.asked(), ["ADD", "DEL"]);
+}
+
+#[test]
+fn a_state_folder_that_cannot_be_written_is_found_before_anything_moves() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let failed = bench.run("ADD", &bench.config(json!({"stateDir": "/proc/no-such-folder"})));
+    assert_eq!(failed.code(), 108);
+    bench.assert_untouched(&before);
+    assert!(bench.asked().is_empty());
+}

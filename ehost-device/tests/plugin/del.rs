@@ -1,0 +1,149 @@
+//! DEL: succeeds whatever is gone, brings home whatever is there, and touches nothing that is another's.
+
+use linux::Netns;
+use serde_json::json;
+
+use crate::bench::{Bench, path_of};
+
+#[test]
+fn del_succeeds_when_there_is_nothing_to_do_and_always_asks_ipam() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let config = bench.config(json!({}));
+    bench.run("DEL", &config).expect();
+    bench.run_for("DEL", "one", "", &config).expect();
+    bench.run_for("DEL", "one", "/absent/netns", &config).expect();
+    assert_eq!(bench.asked(), ["DEL", "DEL", "DEL"]);
+    bench.run("ADD", &config).expect();
+    bench.run("DEL", &config).expect();
+    bench.run("DEL", &config).expect();
+    bench.assert_untouched(&before);
+    assert_eq!(bench.asked(), ["DEL", "DEL", "DEL", "ADD", "DEL", "DEL"]);
+}
+
+#[test]
+fn del_needs_neither_the_namespaces_path_nor_the_device_in_the_configuration() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.run("ADD", &bench.config(json!({}))).expect();
+    bench.run_for("DEL", "one", "", &bench.config(json!({"device": null}))).expect();
+    bench.assert_untouched(&before);
+}
+
+#[test]
+fn a_namespace_that_ended_takes_a_virtual_link_with_it_and_del_closes_the_lease() {
+    let mut bench = Bench::new();
+    let config = bench.config(json!({}));
+    let gone = bench.pod_path().display().to_string();
+    bench.run("ADD", &config).expect();
+    let peer = bench.node_link("wire").unwrap();
+    bench.pod = Netns::create().unwrap();
+    // The end of a namespace is asynchronous; the other end of the pair goes with it.
+    let mut monitor =
+        bench.node.run(|| linux::route::Monitor::open(linux::route::Groups::LINKS)).unwrap().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while bench.node_link("wire").is_some_and(|wire| wire.index == peer.index) {
+        monitor.wait(deadline).unwrap().expect("the namespace ends");
+    }
+    bench.run_for("DEL", "one", &gone, &config).expect();
+    assert!(!bench.lease().exists());
+    assert_eq!(bench.asked(), ["ADD", "DEL"]);
+}
+
+#[test]
+fn a_late_del_of_another_container_does_not_touch_the_nic() {
+    let bench = Bench::new();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    let before = bench.in_pod("-j addr show net1");
+    bench.run_for("DEL", "two", &bench.pod_path().display().to_string(), &config).expect();
+    assert_eq!(bench.in_pod("-j addr show net1"), before);
+    assert!(bench.lease().exists());
+    bench.run("DEL", &config).expect();
+}
+
+#[test]
+fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    bench.in_pod("link set net1 down");
+    bench.in_pod("link set net1 name mine address 02:00:00:00:00:99 mtu 1200 txqueuelen 5 promisc on");
+    bench.in_pod("link set mine alias theirs");
+    bench.in_pod("link property del dev mine altname enp0s10");
+    bench.in_pod("link property add dev mine altname eth1 altname another");
+    bench.in_pod("link add br0 type bridge");
+    bench.in_pod("link add link mine name upon type macvlan mode private");
+    bench.in_pod("link set mine up");
+    bench.run("DEL", &config).expect();
+    assert_eq!(bench.portrait(), before);
+    assert!(bench.pod_link("upon").is_none(), "what was built upon the NIC stayed");
+    bench.run("ADD", &config).expect();
+    bench.in_pod("link add br1 type bridge");
+    bench.in_pod("link set net1 master br1");
+    bench.run("DEL", &config).expect();
+    assert_eq!(bench.portrait(), before);
+    assert!(!bench.lease().exists());
+}
+
+#[test]
+fn a_nic_that_was_down_comes_home_down_and_a_bridge_port_to_its_bridge() {
+    let bench = Bench::new();
+    bench.on_node("link set eth1 down");
+    bench.on_node("link add br0 type bridge");
+    bench.on_node("link set eth1 master br0");
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    bench.run("DEL", &config).expect();
+    let link = bench.node_link("eth1").unwrap();
+    assert!(!link.up);
+    assert_eq!(link.master, bench.node_link("br0").map(|bridge| bridge.index));
+}
+
+#[test]
+fn a_nic_whose_name_is_taken_comes_home_under_another_and_gets_its_own_back_later() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    bench.on_node("link add eth1 type veth peer name thief");
+    bench.on_node("link property add dev thief altname enp0s10");
+    let gone = bench.run("DEL", &config).expect();
+    assert!(gone.stderr.contains("home as eth1-2"), "{}", gone.stderr);
+    assert_eq!(bench.node_link("eth1-2").unwrap().alias.as_deref(), Some("spare"));
+    assert!(bench.lease().exists(), "nobody would know its name");
+    bench.on_node("link del eth1");
+    // The next DEL for that container puts it right, as would GC or the next ADD.
+    bench.run("DEL", &config).expect();
+    bench.assert_untouched(&before);
+}
+
+#[test]
+fn a_nic_under_another_name_can_be_given_to_the_next_pod_and_keeps_its_past() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    bench.on_node("link add eth1 type veth peer name thief");
+    bench.run("DEL", &config).expect();
+    bench.on_node("link del eth1");
+    let second = Netns::create().unwrap();
+    let path = path_of(&second).display().to_string();
+    let by_mac = bench.config(json!({"device": null, "hwaddr": "52:54:00:c4:e6:cd"}));
+    bench.run_for("ADD", "two", &path, &by_mac).expect();
+    bench.run_for("DEL", "two", &path, &by_mac).expect();
+    bench.run("DEL", &config).expect();
+    bench.assert_untouched(&before);
+}
+
+#[test]
+fn an_ipam_plugin_that_fails_in_del_is_told_and_the_nic_comes_home_all_the_same() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.run("ADD", &bench.config(json!({}))).expect();
+    bench.ipam("fails", r#"echo '{"cniVersion":"1.1.0","code":143,"msg":"disk full"}'; exit 1"#);
+    let failed = bench.run("DEL", &bench.config(json!({"ipam": {"type": "fails"}})));
+    assert_eq!(failed.code(), 143);
+    bench.assert_untouched(&before);
+}

@@ -1,0 +1,10 @@
+//! The built program, driven as a runtime drives it, in network namespaces of its own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod add;
+mod bad_input;
+mod bench;
+mod crash;
+mod del;
+mod verbs;
