@@ -61,7 +61,7 @@ pub struct ContainerResources {
     /// Unique in the pod.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Devices of device plugins, one entry for each resource and NUMA node.
+    /// Devices of device plugins, one entry for each device.
     #[prost(message, repeated, tag = "2")]
     pub devices: ::prost::alloc::vec::Vec<ContainerDevices>,
     /// CPUs for exclusive use.

@@ -127,8 +127,8 @@ pub struct AllocateResponse {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerAllocateResponse {
     /// Environment variables. Where two resources set the same, the first wins.
-    #[prost(map = "string, string", tag = "1")]
-    pub envs: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub envs: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
@@ -139,8 +139,8 @@ pub struct ContainerAllocateResponse {
     #[prost(message, repeated, tag = "3")]
     pub devices: ::prost::alloc::vec::Vec<DeviceSpec>,
     /// Annotations for the container runtime.
-    #[prost(map = "string, string", tag = "4")]
-    pub annotations: ::std::collections::HashMap<
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub annotations: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
