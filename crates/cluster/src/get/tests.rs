@@ -1,7 +1,15 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, Stream};
 
 use super::*;
 
@@ -143,4 +151,80 @@ fn a_token_file_is_read_for_each_call_relative_to_the_kubeconfig() {
     fs::write(temp.path().join("token"), "fresh\n").unwrap();
     client.pod("a", "b").unwrap();
     assert!(thread.join().unwrap().iter().any(|line| line == "authorization: Bearer fresh"));
+}
+
+/// A certificate authority, and certificates of it for the address 127.0.0.1 and for a client.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn certificate(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        (CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    /// Answers one request of a client that has a certificate of this authority; says whether it got that far.
+    fn serve(&self) -> (String, JoinHandle<bool>) {
+        let (certificate, key) = self.certificate("127.0.0.1");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("https://{}", listener.local_addr().unwrap());
+        let thread = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut connection = ServerConnection::new(Arc::new(config)).unwrap();
+            let mut stream = Stream::new(&mut connection, &mut socket);
+            let mut lines = BufReader::new(&mut stream).lines();
+            if !lines.by_ref().map_while(Result::ok).any(|line| line.is_empty()) {
+                return false;
+            }
+            drop(lines);
+            let body = r#"{"metadata":{"name":"b"}}"#;
+            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).is_ok()
+        });
+        (address, thread)
+    }
+}
+
+#[test]
+fn https_needs_the_right_authority_and_shows_the_clients_certificate() {
+    let temp = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (certificate, key) = authority.certificate("client");
+    let user = format!(
+        "{{client-certificate-data: {}, client-key-data: {}}}",
+        BASE64_STANDARD.encode(certificate.pem()),
+        BASE64_STANDARD.encode(key.serialize_pem())
+    );
+    let ask = |trusted: &Authority, user: &str| {
+        let (address, server) = authority.serve();
+        let path = kubeconfig(temp.path(), &address, user);
+        fs::write(temp.path().join("ca.pem"), trusted.0.pem()).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("{server", "{certificate-authority: ca.pem, server")).unwrap();
+        let answer = Client::from_kubeconfig(&path, Duration::from_secs(10)).unwrap().pod("a", "b");
+        (answer, server.join().unwrap())
+    };
+    let (answer, served) = ask(&authority, &user);
+    assert_eq!(answer.unwrap().metadata.name, "b");
+    assert!(served);
+    let (answer, served) = ask(&Authority::new(), &user);
+    assert!(matches!(answer, Err(Error::Call { .. })) && !served, "{answer:?}");
+    let (answer, served) = ask(&authority, "{}");
+    assert!(matches!(answer, Err(Error::Call { .. })) && !served, "{answer:?}");
 }
