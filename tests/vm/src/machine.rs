@@ -34,6 +34,8 @@ const KERNEL_LINE_LIMIT: usize = 2048;
 
 /// How long a guest may take to shut down before it is killed.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// How long a QEMU that has hung up may take to end.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a NIC may take to go.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 
@@ -167,7 +169,8 @@ impl Bed {
         let (agent, agent_path) = listen("agent")?;
         let (qmp, qmp_path) = listen("qmp")?;
         command.args(["-chardev", &format!("socket,id=agent,path={}", option_value(&agent_path))]);
-        command.args(["-device", "virtio-serial-pci,addr=1e.0"]);
+        let bus = spec.root_bus();
+        command.args(["-device", &format!("virtio-serial-pci,bus={bus},addr=1e.0")]);
         command.args(["-device", &format!("virtserialport,chardev=agent,name={AGENT_PORT}")]);
         command.args(["-qmp", &format!("unix:{}", option_value(&qmp_path))]);
         let mut share = |tag: &str, path: &Path, access: &str| {
@@ -177,7 +180,7 @@ impl Bed {
                 "-fsdev",
                 &fs,
                 "-device",
-                &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag},{}", slot(tag)),
+                &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag},bus={bus},{}", slot(tag)),
             ]);
         };
         share(ROOT_TAG, Path::new("/"), ",readonly=on");
@@ -190,7 +193,8 @@ impl Bed {
 
         let qemu = Arc::new(Qemu::start(command)?);
         let failed = || {
-            if qemu.has_ended() {
+            // It hangs up a moment before it has ended.
+            if qemu.wait_end(SETTLE_LIMIT) {
                 Error::Died { console: qemu.last_words() }
             } else {
                 Error::Boot { limit: spec.boot_limit, console: qemu.last_words() }
@@ -203,7 +207,9 @@ impl Bed {
             listener.accept().map(|(stream, _)| stream).map_err(file("accept at", path))
         };
         let agent = accept(&agent, &agent_path)?;
-        let qmp = Qmp::new(accept(&qmp, &qmp_path)?)?;
+        let qmp = Qmp::new(accept(&qmp, &qmp_path)?);
+        // QEMU that does not like its arguments may say so only after it has connected.
+        let qmp = qmp.map_err(|error| if qemu.wait_end(SETTLE_LIMIT) { failed() } else { error })?;
         let agent = Agent::new(Arc::clone(&qemu), agent, deadline, spec.silence_limit);
         let (agent, hello) = agent.map_err(file("talk at", &agent_path))?.ok_or_else(failed)?;
         Ok(Running { qmp, agent, hello, boot_time: begun.elapsed(), qemu, _folder: folder })

@@ -17,6 +17,8 @@ use crate::error::{Console, Error};
 /// How many lines of console are kept, and how many go into an error.
 const KEPT_LINES: usize = 400;
 const SHOWN_LINES: usize = 25;
+/// How the kernel begins the last thing that it says.
+const PANIC: &str = "Kernel panic - not syncing";
 const LINE_LENGTH: u64 = 2000;
 
 /// How long the console may trail QEMU's end.
@@ -81,7 +83,13 @@ impl Qemu {
         if self.has_ended() {
             self.wait(TRAILING_CONSOLE, |end| end.readers_over == 2);
         }
-        self.console(SHOWN_LINES)
+        let mut shown = self.console(SHOWN_LINES);
+        // A panic says why before it says where, and where is longer than what is shown.
+        let reason = lock(&self.state.console).iter().find(|line| line.contains(PANIC)).cloned();
+        if let Some(reason) = reason.filter(|reason| !shown.0.contains(reason)) {
+            shown.0.insert(0, reason);
+        }
+        shown
     }
 
     pub(crate) fn has_ended(&self) -> bool {

@@ -268,15 +268,22 @@ impl Spec {
         self
     }
 
+    /// QEMU's name of bus 0.
+    pub(crate) fn root_bus(&self) -> &'static str {
+        match self.chipset {
+            Chipset::Q35 => "pcie.0",
+            Chipset::Pc => "pci.0",
+        }
+    }
+
     /// QEMU's name of the bus that a NIC sits on.
     ///
     /// # Errors
     /// [`Error::Spec`] when there is no such bus in this machine.
     pub(crate) fn bus(&self, nic: &Nic) -> Result<String, Error> {
-        let root = if self.chipset == Chipset::Q35 { "pcie.0" } else { "pci.0" };
         let address = nic.address;
         match (address.domain(), address.bus(), address.device()) {
-            (0, 0, _) if nic.numa.is_none() => Ok(root.to_owned()),
+            (0, 0, _) if nic.numa.is_none() => Ok(self.root_bus().to_owned()),
             (0, bus, 0) if self.ports().contains_key(&bus) => Ok(port_id(bus)),
             _ => Err(Error::Spec(format!(
                 "no place for a NIC at {address}: bus 0, or device 0 on the bus of a root port"
