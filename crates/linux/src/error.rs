@@ -35,6 +35,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A thread of ours could not have a namespace of its own.
+    #[error("make new namespaces: {namespaces:?}")]
+    Unshare {
+        /// Of which kinds.
+        namespaces: Vec<crate::process::Namespace>,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A socket cannot be opened or set up.
     #[error("open a {kind} socket")]
     Socket {
@@ -115,6 +124,7 @@ impl Error {
             Error::Refused { source, .. } => Some(source.errno),
             Error::OpenNetns { source, .. }
             | Error::EnterNetns { source, .. }
+            | Error::Unshare { source, .. }
             | Error::Socket { source, .. }
             | Error::Transport { source, .. }
             | Error::File { source, .. } => source.raw_os_error(),
