@@ -2,6 +2,7 @@
 
 use cni::{Code, Error};
 use ledger::{Lease, Owner, Pod, Stage, Whereabouts};
+use linux::Netns;
 use nic::lifeline::TornFacts;
 use nic::{Lifeline, Link};
 
@@ -86,7 +87,7 @@ fn lifeline(routes: &mut linux::route::Socket) -> Result<Lifeline, Error> {
 }
 
 /// The owner that an ADD speaks for.
-pub(crate) fn owner(add: &cni::plugin::Add) -> Owner {
+pub(crate) fn owner(add: &cni::plugin::Add, netns: &Netns) -> Owner {
     let value = |key| add.environment.args.value(key).filter(|value| !value.is_empty()).map(str::to_owned);
     let pod = match (value("K8S_POD_NAMESPACE"), value("K8S_POD_NAME")) {
         (Some(namespace), Some(name)) => Some(Pod { namespace, name, uid: value("K8S_POD_UID") }),
@@ -96,6 +97,7 @@ pub(crate) fn owner(add: &cni::plugin::Add) -> Owner {
         container_id: add.container_id.as_str().to_owned(),
         if_name: add.if_name.clone(),
         netns: add.netns.clone(),
+        netns_inode: Some(netns.identity().1),
         network: add.config.name().as_str().to_owned(),
         pod,
     }
@@ -111,6 +113,7 @@ mod tests {
             container_id: container.to_owned(),
             if_name: "net1".parse().unwrap(),
             netns: "/run/netns/x".into(),
+            netns_inode: None,
             network: "n".to_owned(),
             pod: Some(Pod { namespace: "default".into(), name: "testpod1".into(), uid: None }),
         }

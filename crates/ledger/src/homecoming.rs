@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link};
 
-use crate::node::{Identity, open_pod};
+use crate::node::{Identity, open_owners, open_pod};
 use crate::{Entry, Error, Home, Lease, Node, Step};
 
 /// How a way home ended, other than by an error.
@@ -24,7 +24,8 @@ pub enum Homecoming {
         /// Its name now.
         name: IfName,
     },
-    /// It exists no more: unplugged, or a virtual link that ended with its namespace. The lease is closed.
+    /// It exists no more: unplugged, another NIC in its place, or a virtual link that ended with its namespace. The lease
+    /// is closed.
     Gone,
     /// It exists, but in no namespace that we can look into: one that is held open by a process, or is being torn down
     /// for longer than we waited, or the NIC has no network driver at the moment. The lease stays.
@@ -48,7 +49,7 @@ pub enum Whereabouts {
 /// A namespace or sysfs cannot be read.
 pub fn whereabouts(node: &mut Node, lease: &Lease) -> Result<Whereabouts, linux::Error> {
     let identity = Identity::of(lease, &node.devices)?;
-    if let Some((_netns, mut pod)) = open_pod(node, &lease.owner.netns)
+    if let Some((_netns, mut pod)) = open_owners(node, lease)
         && identity.among_pod(lease, &pod.links()?).is_some()
     {
         return Ok(Whereabouts::WithOwner);
@@ -136,9 +137,9 @@ fn walk_home(
 ) -> Result<Homecoming, ReturnError> {
     let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
+    let pods = [open_owners(node, lease), also.and_then(|path| open_pod(node, path))];
     let mut expected = None;
-    for path in [Some(lease.owner.netns.as_path()), also].into_iter().flatten() {
-        let Some((_netns, mut pod)) = open_pod(node, path) else { continue };
+    for (_netns, mut pod) in pods.into_iter().flatten() {
         let links = pod.links().map_err(kernel)?;
         if let Some(link) = identity.among_pod(lease, &links) {
             expected = Some(fetch(node, &mut pod, lease, link, &links).map_err(kernel)?);
@@ -146,14 +147,16 @@ fn walk_home(
         }
     }
     match look_at_home(node, lease, &identity, expected.as_ref(), patience).map_err(kernel)? {
-        Some(link) => settle(node, lease, link),
-        None => Ok(match identity {
-            // The kernel deletes virtual links with their namespace.
-            Identity::Virtual => Homecoming::Gone,
-            Identity::Parents(parents) if parents.is_empty() => Homecoming::Gone,
-            Identity::Parents(_) => Homecoming::OutOfSight,
-        }),
+        Sight::Seen(link) => settle(node, lease, *link),
+        Sight::Gone => Ok(Homecoming::Gone),
+        Sight::Unseen => Ok(Homecoming::OutOfSight),
     }
+}
+
+enum Sight {
+    Seen(Box<Link>),
+    Gone,
+    Unseen,
 }
 
 /// Finds the NIC in the node's namespace; one that has a device may take a moment to arrive.
@@ -163,16 +166,16 @@ fn look_at_home(
     identity: &Identity,
     expected: Option<&IfName>,
     patience: Duration,
-) -> Result<Option<Link>, linux::Error> {
+) -> Result<Sight, linux::Error> {
     let deadline = Instant::now() + patience;
     let mut monitor = None;
     loop {
-        if let Some(link) = identity.among_node(lease, expected, &node.routes.links()?) {
-            return Ok(Some(link.clone()));
+        let links = node.routes.links()?;
+        if let Some(link) = identity.among_node(lease, expected, &links) {
+            return Ok(Sight::Seen(Box::new(link.clone())));
         }
-        let may_arrive = matches!(identity, Identity::Parents(parents) if !parents.is_empty());
-        if !may_arrive {
-            return Ok(None);
+        if identity.is_replaced(lease, &links) || !identity.outlives_its_namespace() {
+            return Ok(Sight::Gone);
         }
         let Some(monitor) = &mut monitor else {
             // Subscribed first, then looked again, so that no arrival is missed.
@@ -181,7 +184,7 @@ fn look_at_home(
         };
         loop {
             match monitor.wait(deadline)? {
-                None => return Ok(None),
+                None => return Ok(Sight::Unseen),
                 Some(Event::Link(_) | Event::Missed) => break,
                 Some(_) => {}
             }

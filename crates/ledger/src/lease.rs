@@ -72,6 +72,9 @@ pub struct Owner {
     pub if_name: IfName,
     /// CNI_NETNS.
     pub netns: PathBuf,
+    /// The inode of that network namespace, which tells it from a later one at the same path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_inode: Option<u64>,
     /// The network's name.
     pub network: String,
     /// The pod, where the runtime names it.

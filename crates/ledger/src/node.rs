@@ -78,7 +78,7 @@ impl Identity {
         links: &'a [Link],
     ) -> Option<&'a Link> {
         match self {
-            Identity::Parents(parents) => by_parent(parents, links),
+            Identity::Parents(parents) => by_parent(lease, parents, links),
             // A link of that name may be another by now, so something else must agree.
             Identity::Virtual => links.iter().find(|link| {
                 let known = [Some(&lease.home.name), Some(&lease.owner.if_name), displaced(lease), expected];
@@ -88,10 +88,26 @@ impl Identity {
         }
     }
 
+    /// Whether the kernel sends it to the initial namespace when its own ends: not virtual links, which it deletes, and
+    /// not what is unplugged.
+    pub(crate) fn outlives_its_namespace(&self) -> bool {
+        matches!(self, Identity::Parents(parents) if !parents.is_empty())
+    }
+
+    /// Whether another NIC is where this one was.
+    pub(crate) fn is_replaced(&self, lease: &Lease, links: &[Link]) -> bool {
+        match self {
+            Identity::Parents(parents) => {
+                links.iter().any(|link| is_at(parents, link) && is_other(lease, link))
+            }
+            Identity::Virtual => false,
+        }
+    }
+
     /// The NIC among the links of its owner's namespace.
     pub(crate) fn among_pod<'a>(&self, lease: &Lease, links: &'a [Link]) -> Option<&'a Link> {
         match self {
-            Identity::Parents(parents) => by_parent(parents, links),
+            Identity::Parents(parents) => by_parent(lease, parents, links),
             Identity::Virtual => {
                 let plumbed = match lease.stage {
                     Stage::Plumbed { index } => links.iter().find(|link| link.index == index),
@@ -116,8 +132,27 @@ fn displaced(lease: &Lease) -> Option<&IfName> {
     }
 }
 
-fn by_parent<'a>(parents: &[String], links: &'a [Link]) -> Option<&'a Link> {
-    links.iter().find(|link| link.parent_device.as_ref().is_some_and(|parent| parents.contains(parent)))
+fn by_parent<'a>(lease: &Lease, parents: &[String], links: &'a [Link]) -> Option<&'a Link> {
+    links.iter().find(|link| is_at(parents, link) && !is_other(lease, link))
+}
+
+fn is_at(parents: &[String], link: &Link) -> bool {
+    link.parent_device.as_ref().is_some_and(|parent| parents.contains(parent))
+}
+
+/// PCI addresses change across reboots of VMs, so the address must agree with the MAC that the NIC was made with.
+fn is_other(lease: &Lease, link: &Link) -> bool {
+    match (lease.permanent_mac, link.permanent_mac) {
+        (Some(then), Some(now)) => then != now,
+        // A device that names none can only be known by where it sits.
+        (None, _) | (_, None) => false,
+    }
+}
+
+/// The owner's network namespace, if it lives and is the one of then: a path under /proc may stand for another by now.
+pub(crate) fn open_owners(node: &Node, lease: &Lease) -> Option<(Netns, Socket)> {
+    open_pod(node, &lease.owner.netns)
+        .filter(|(netns, _)| lease.owner.netns_inode.is_none_or(|inode| netns.identity().1 == inode))
 }
 
 /// A namespace other than the node's, if `path` still is one.
@@ -137,6 +172,23 @@ mod tests {
         let id = |name: &str| virtual_id(&name.parse().unwrap()).unwrap().to_string();
         assert_eq!(id("veth0"), "link:veth0");
         assert_eq!(id("a_b@c"), "link:a_5fb_40c");
+    }
+
+    #[test]
+    fn a_nic_at_the_same_address_with_another_mac_is_another_nic() {
+        let mut link = Netns::create().unwrap().route_socket().unwrap().link_by_name("lo").unwrap().unwrap();
+        link.parent_device = Some("virtio2".to_owned());
+        link.permanent_mac = Some(nic::MacAddr([2, 0, 0, 0, 0, 1]));
+        let mut lease = crate::tests::lease("0000:00:0a.0");
+        let identity = Identity::Parents(vec!["0000:00:0a.0".to_owned(), "virtio2".to_owned()]);
+        let links = [link];
+        assert!(identity.is_replaced(&lease, &links));
+        assert!(identity.among_node(&lease, None, &links).is_none());
+        for same in [None, links[0].permanent_mac] {
+            lease.permanent_mac = same;
+            assert!(!identity.is_replaced(&lease, &links));
+            assert!(identity.among_pod(&lease, &links).is_some());
+        }
     }
 
     proptest! {

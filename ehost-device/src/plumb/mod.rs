@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use cni::plugin::Add;
 use cni::{Code, Error, Interface, Success};
-use ledger::{Entry, Home, Homecoming, Lease, Node, Stage, Step};
+use ledger::{Entry, Home, Homecoming, Lease, Node, Owner, Stage, Step};
 use linux::Netns;
 use linux::route::{LinkChange, Socket};
 use nic::{DeviceId, IfName, Link};
@@ -49,10 +49,11 @@ pub(crate) fn add(add: &Add) -> Result<Success, Error> {
     let chosen = select::choose(&mut node, ledger, &settings.selector)?;
     let entry = ledger.lock(&chosen.id, LOCK_PATIENCE).map_err(code::ledger)?;
 
-    let (link, inherited) = clear(&mut node, &entry, &settings, add)?;
+    let wanted = owner::owner(add, &pod.netns);
+    let (link, inherited) = clear(&mut node, &entry, &settings, &wanted)?;
     owner::spare_the_lifeline(&mut node.routes, &link, settings.allow_lifeline)?;
     names_are_free(&mut pod, &link, &add.if_name)?;
-    let lease = lease(&mut node, &entry, &link, inherited, add)?;
+    let lease = lease(&mut node, &entry, &link, inherited, wanted)?;
     entry.write(&lease).map_err(code::ledger)?;
 
     let mut addressed = false;
@@ -81,7 +82,7 @@ fn clear(
     node: &mut Node,
     entry: &Entry<'_>,
     settings: &Settings,
-    add: &Add,
+    wanted: &Owner,
 ) -> Result<(Link, Option<Home>), Error> {
     let ledger = &settings.surroundings.ledger;
     let mut inherited = None;
@@ -90,7 +91,7 @@ fn clear(
         Ok(Some(lease)) => {
             let place = ledger::whereabouts(node, &lease)
                 .map_err(code::io(format!("look for device {}", lease.device)))?;
-            match owner::judge(&lease, &place, &owner::owner(add)) {
+            match owner::judge(&lease, &place, wanted) {
                 Standing::InUse(error) => return Err(error),
                 Standing::Stale => inherited = repair(node, entry, &lease)?,
             }
@@ -165,7 +166,7 @@ fn lease(
     entry: &Entry<'_>,
     link: &Link,
     inherited: Option<Home>,
-    add: &Add,
+    owner: Owner,
 ) -> Result<Lease, Error> {
     let home = match inherited {
         Some(home) => Home { index: link.index, ..home },
@@ -185,7 +186,7 @@ fn lease(
         permanent_mac: link.permanent_mac,
         boot_id: linux::boot_id().map_err(code::io("read the boot ID"))?,
         home,
-        owner: owner::owner(add),
+        owner,
         stage: Stage::Prepared,
     })
 }

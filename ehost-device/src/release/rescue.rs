@@ -56,6 +56,7 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
             container_id: del.container_id.as_str().to_owned(),
             if_name: del.if_name.clone(),
             netns: netns.path().to_owned(),
+            netns_inode: Some(netns.identity().1),
             network: del.config.name().as_str().to_owned(),
             pod: None,
         },

@@ -97,9 +97,12 @@ fn a_nic_that_is_leased_is_refused_and_the_owner_is_named() {
     let again = bench.run("ADD", &config);
     assert_eq!(again.code(), 103);
     let second = Netns::create().unwrap();
-    let other = bench.run_for("ADD", "two", &path_of(&second).display().to_string(), &config);
-    assert_eq!(other.code(), 11);
-    assert!(other.text().contains("pod default/testpod1"), "{}", other.text());
+    for keys in [json!({}), json!({"device": null, "hwaddr": "52:54:00:c4:e6:cd"})] {
+        let config = bench.config(keys);
+        let other = bench.run_for("ADD", "two", &path_of(&second).display().to_string(), &config);
+        assert_eq!(other.code(), 11);
+        assert!(other.text().contains("pod default/testpod1"), "{}", other.text());
+    }
     assert!(bench.in_pod("addr show net1").contains("10.56.217.2/24"), "the owner's interface was touched");
     assert_eq!(bench.asked(), ["ADD"]);
     bench.run("DEL", &config).expect();
@@ -194,4 +197,27 @@ fn a_state_folder_that_cannot_be_written_is_found_before_anything_moves() {
     assert_eq!(failed.code(), 108);
     bench.assert_untouched(&before);
     assert!(bench.asked().is_empty());
+}
+
+#[test]
+fn of_many_adds_for_one_device_one_succeeds_and_the_others_can_try_again() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let config = bench.config(json!({}));
+    let pods: Vec<Netns> = (0..6).map(|_| Netns::create().unwrap()).collect();
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let run = |number: usize| {
+            let netns = path_of(&pods[number]).display().to_string();
+            bench.run_for("ADD", &format!("c{number}"), &netns, &config)
+        };
+        let threads: Vec<_> = (0..pods.len()).map(|number| scope.spawn(move || run(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let won: Vec<usize> = (0..pods.len()).filter(|number| answers[*number].ok).collect();
+    assert_eq!(won.len(), 1);
+    assert!(answers.iter().filter(|answer| !answer.ok).all(|answer| answer.code() == 11));
+    for (number, pod) in pods.iter().enumerate() {
+        bench.run_for("DEL", &format!("c{number}"), &path_of(pod).display().to_string(), &config).expect();
+    }
+    bench.assert_untouched(&before);
 }

@@ -1,0 +1,179 @@
+//! The way home, with veth links in namespaces of their own. How real NICs fall back to the initial namespace when their
+//! own ends needs real NICs, and is tested in the VM.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ledger::{
+    Home, Homecoming, Lease, Ledger, Node, Owner, ReturnError, Stage, Whereabouts, bring_home, whereabouts,
+};
+use linux::Netns;
+use nic::IfName;
+
+struct Bench {
+    node: Netns,
+    pod: Netns,
+    ledger: Ledger,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// A node with `eth1` and the pod that is to have it.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench {
+            node: Netns::create().unwrap(),
+            pod: Netns::create().unwrap(),
+            ledger: Ledger::at(folder.path()),
+            _folder: folder,
+        };
+        ip(&bench.node, "link add eth1 mtu 1450 type veth peer name wire");
+        ip(&bench.node, "link set eth1 up");
+        bench
+    }
+
+    /// The lease of an ADD that got to `stage`.
+    fn lease(&self, stage: Stage) -> Lease {
+        let mut routes = self.node.route_socket().unwrap();
+        let link = routes.link_by_name("eth1").unwrap().unwrap();
+        Lease {
+            device: "link:eth1".parse().unwrap(),
+            permanent_mac: None,
+            boot_id: linux::boot_id().unwrap(),
+            home: Home::of(&link, &routes.addresses().unwrap(), None),
+            owner: Owner {
+                container_id: "one".to_owned(),
+                if_name: "net1".parse().unwrap(),
+                netns: path_of(&self.pod),
+                netns_inode: Some(self.pod.identity().1),
+                network: "n".to_owned(),
+                pod: None,
+            },
+            stage,
+        }
+    }
+
+    fn bring_home(&self, lease: &Lease) -> Result<Homecoming, ReturnError> {
+        self.node
+            .run(|| {
+                let entry = self.ledger.lock(&lease.device, Duration::from_secs(10)).unwrap();
+                entry.write(lease).unwrap();
+                bring_home(&mut Node::here().unwrap(), &entry, lease, None, Duration::from_millis(100))
+            })
+            .unwrap()
+    }
+
+    fn whereabouts(&self, lease: &Lease) -> Whereabouts {
+        self.node.run(|| whereabouts(&mut Node::here().unwrap(), lease).unwrap()).unwrap()
+    }
+
+    fn is_closed(&self, lease: &Lease) -> bool {
+        self.ledger.read(&lease.device).unwrap().is_none()
+    }
+}
+
+fn ip(netns: &Netns, arguments: &str) {
+    let run =
+        || Command::new("ip").args(arguments.split_whitespace()).output().expect("iproute2 is installed");
+    let output = netns.run(run).unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn path_of(netns: &Netns) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd()).into()
+}
+
+fn name(text: &str) -> IfName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_nic_that_never_left_is_left_alone() {
+    let bench = Bench::new();
+    let lease = bench.lease(Stage::Prepared);
+    let mut routes = bench.node.route_socket().unwrap();
+    let before = routes.link_by_name("eth1").unwrap();
+    assert!(matches!(bench.whereabouts(&lease), Whereabouts::OnNode(_)));
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
+    assert_eq!(routes.link_by_name("eth1").unwrap(), before);
+    assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn a_move_that_got_half_way_is_undone_whichever_name_it_left() {
+    for name in ["eth1", "net1"] {
+        let bench = Bench::new();
+        let lease = bench.lease(Stage::Prepared);
+        ip(&bench.node, &format!("link set eth1 netns {} name {name}", path_of(&bench.pod).display()));
+        assert_eq!(bench.whereabouts(&lease), Whereabouts::WithOwner);
+        assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
+        assert!(bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap().up);
+        assert!(bench.is_closed(&lease));
+    }
+}
+
+#[test]
+fn a_namespace_that_only_has_the_path_of_the_owners_is_not_searched() {
+    let bench = Bench::new();
+    let mut lease = bench.lease(Stage::Plumbed { index: 0 });
+    let strangers = Netns::create().unwrap();
+    ip(&strangers, "link add eth0 type veth peer name x");
+    let theirs = strangers.route_socket().unwrap().link_by_name("eth0").unwrap().unwrap();
+    // The same index, and nothing else to go by: the pod may have changed name and MAC.
+    lease.stage = Stage::Plumbed { index: theirs.index };
+    lease.owner.netns = path_of(&strangers);
+    assert!(matches!(bench.whereabouts(&lease), Whereabouts::OnNode(_)));
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
+    assert_eq!(strangers.route_socket().unwrap().link_by_name("eth0").unwrap(), Some(theirs));
+}
+
+#[test]
+fn what_cannot_be_restored_is_told_noted_in_the_lease_and_tried_again() {
+    let bench = Bench::new();
+    let mut lease = bench.lease(Stage::Plumbed { index: 0 });
+    let mtu = std::mem::replace(&mut lease.home.mtu, 70_000);
+    let error = bench.bring_home(&lease).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("MTU is 1450, was 70000") && text.contains("mtu greater than device maximum"),
+        "{text}"
+    );
+    let noted = bench.ledger.read(&lease.device).unwrap().unwrap();
+    assert!(
+        matches!(&noted.stage, Stage::Returning { fault: Some(fault) } if fault.contains("MTU")),
+        "{noted:?}"
+    );
+    let again = Lease { home: Home { mtu, ..noted.home.clone() }, ..noted };
+    assert_eq!(bench.bring_home(&again).unwrap(), Homecoming::Home);
+    assert!(bench.is_closed(&again));
+}
+
+#[test]
+fn a_nic_that_is_displaced_keeps_its_lease_until_it_has_its_name() {
+    let bench = Bench::new();
+    let lease = bench.lease(Stage::Prepared);
+    ip(&bench.node, &format!("link set eth1 netns {} name net1", path_of(&bench.pod).display()));
+    ip(&bench.node, "link add eth1 type veth peer name thief");
+    ip(&bench.node, "link add eth1-2 type veth peer name thief2");
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Displaced { name: name("eth1-3") });
+    let displaced = bench.ledger.read(&lease.device).unwrap().unwrap();
+    assert_eq!(displaced.stage, Stage::Displaced { name: name("eth1-3") });
+    assert_eq!(bench.bring_home(&displaced).unwrap(), Homecoming::Displaced { name: name("eth1-3") });
+    ip(&bench.node, "link del eth1");
+    assert_eq!(bench.bring_home(&displaced).unwrap(), Homecoming::Home);
+    assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn a_device_that_is_not_on_the_machine_is_gone_at_once() {
+    let bench = Bench::new();
+    let lease = Lease { device: "0000:ff:1f.7".parse().unwrap(), ..bench.lease(Stage::Prepared) };
+    let began = Instant::now();
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Gone);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(bench.is_closed(&lease));
+}
