@@ -25,6 +25,7 @@ here=$(dirname "$0"); me=$(basename "$0"); config=$(cat)
 printf '%s %s %s %s\n' "$me" "$CNI_COMMAND" "$CNI_IFNAME" "$config" >> "$here/calls.log"
 [ ! -p "$here/wait.$me.$CNI_COMMAND" ] || cat "$here/wait.$me.$CNI_COMMAND" > "$here/waited"
 if [ -f "$here/fail.$me.$CNI_COMMAND" ]; then cat "$here/fail.$me.$CNI_COMMAND"; exit 1; fi
+[ "$CNI_COMMAND" != VERSION ] || printf '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}'
 [ "$CNI_COMMAND" != ADD ] || printf '{"cniVersion":"1.1.0","interfaces":[{"name":"%s","sandbox":"%s","mac":"52:54:00:00:00:01","mtu":1450}],"ips":[{"address":"10.0.%s.2/24","gateway":"10.0.%s.1","interface":0}],"routes":[{"dst":"0.0.0.0/0"}]}' "$CNI_IFNAME" "$CNI_NETNS" "${#CNI_IFNAME}" "${#CNI_IFNAME}"
 "#;
 
