@@ -28,6 +28,8 @@ enum Command {
     Vm(vm::Options),
     /// Build the programs as they are installed, and fetch what the VM needs
     Build,
+    /// Fetch what the VM needs, nothing else
+    Packages,
     /// Run a program in fresh namespaces; `test` runs the test programs by it
     #[command(hide = true)]
     InNamespace(test::InNamespace),
@@ -46,6 +48,10 @@ fn main() -> ExitCode {
                 println!("{}={}", ::vm::DEBIAN_VARIABLE, packages::description(&debian.folder).display());
                 ExitCode::SUCCESS
             }),
+        Command::Packages => packages::ensure(&progress).map(|debian| {
+            println!("{}={}", ::vm::DEBIAN_VARIABLE, packages::description(&debian.folder).display());
+            ExitCode::SUCCESS
+        }),
         Command::InNamespace(options) => test::in_namespace(options),
     };
     result.unwrap_or_else(|error| {

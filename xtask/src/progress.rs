@@ -105,6 +105,11 @@ impl Step {
         self.finish(GREEN, "ok", result);
     }
 
+    /// The step did not work out, but something else will be tried.
+    pub(crate) fn gave_up(mut self, why: &str) {
+        self.finish(DIM, "--", why);
+    }
+
     fn finish(&mut self, style: Style, word: &str, result: &str) {
         self.over = true;
         if let Some((stop, drawing)) = self.drawing.take() {

@@ -81,9 +81,11 @@ pub(super) fn unpack(progress: &Progress, folder: &Path, wanted: &[&str]) -> Res
                      apt-get update && apt-get install --no-install-recommends {packages} {}",
                     KERNELS[0]
                 );
-                let update =
-                    update.err().map(|error| format!("\napt-get update: {error:#}")).unwrap_or_default();
-                second.context(format!("{advice}\nwith the machine's own lists: {first:#}{update}"))
+                let mut text = format!("{advice}\nwith this machine's lists: {}", first_lines(&first));
+                if let Err(error) = &update {
+                    text.push_str(&format!("\nfresh lists: {}", first_lines(error)));
+                }
+                second.context(text)
             })?
         }
     };
@@ -94,11 +96,32 @@ pub(super) fn unpack(progress: &Progress, folder: &Path, wanted: &[&str]) -> Res
     Ok(())
 }
 
+/// The beginning of an error: apt repeats itself for every package.
+fn first_lines(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().take(4).collect::<Vec<_>>().join("\n")
+}
+
 /// Downloads all packages and gives their files.
 fn fetch(progress: &Progress, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     let step = progress.step("Fetch packages");
+    match fetch_in(&step, apt, wanted) {
+        Ok(debs) => {
+            let bytes: u64 = debs.iter().filter_map(|path| path.metadata().ok()).map(|data| data.len()).sum();
+            step.done(&format!("{} packages, {} MB", debs.len(), bytes / 1_000_000));
+            Ok(debs)
+        }
+        // There is a second try.
+        Err(error) if !apt.own_lists => {
+            step.gave_up("not with this machine's lists of packages");
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn fetch_in(step: &Step, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     step.note("what is needed");
-    let installed = installed(&step)?;
+    let installed = installed(step)?;
     let mut packages: BTreeSet<String> = BTreeSet::new();
     if !wanted.is_empty() {
         let mut simulate = apt.command("apt-get");
@@ -109,7 +132,7 @@ fn fetch(progress: &Progress, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>
         // Wanted although installed: too old.
         packages.extend(wanted.iter().map(|name| (*name).to_owned()));
     }
-    packages.extend(kernel(&step, apt)?);
+    packages.extend(kernel(step, apt)?);
 
     let folder = apt.folder.join("debs");
     if folder.exists() {
@@ -121,11 +144,9 @@ fn fetch(progress: &Progress, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>
     let entries = fs::read_dir(&folder).context("cannot read the download")?;
     let mut debs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     debs.sort();
-    let bytes: u64 = debs.iter().filter_map(|path| path.metadata().ok()).map(|data| data.len()).sum();
     if debs.len() < packages.len() {
         bail!("apt-get download left {} of {} packages out", packages.len() - debs.len(), packages.len());
     }
-    step.done(&format!("{} packages, {} MB", debs.len(), bytes / 1_000_000));
     Ok(debs)
 }
 
