@@ -1,6 +1,7 @@
 //! A Kubernetes node without Kubernetes, as a library.
 
 pub mod kubelet;
+pub mod runtime;
 
 /// An error with all its causes, on one line.
 fn chain(error: &dyn std::error::Error) -> String {

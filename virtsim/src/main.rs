@@ -1,3 +1,5 @@
 //! The `virtsim` program.
 
-fn main() {}
+fn main() {
+    virtsim::runtime::init::run_if_asked();
+}

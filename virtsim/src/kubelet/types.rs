@@ -35,7 +35,7 @@ impl Default for Options {
 }
 
 /// Which pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct PodKey {
     /// metadata.uid
     pub uid: String,

@@ -1,0 +1,125 @@
+//! Starting the helper processes of a pod, and ending them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+
+use super::init::{Role, Shape, arguments};
+use super::types::Error;
+
+/// A process that can be signalled without hitting another one that got its number.
+pub(super) struct Handle {
+    pidfd: OwnedFd,
+    pub(super) pid: u32,
+}
+
+impl Handle {
+    pub(super) fn open(pid: u32) -> io::Result<Self> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Handle { pidfd: pidfd_open(number, PidfdFlags::empty())?, pid })
+    }
+
+    /// Sends a signal; a process that has ended needs none.
+    pub(super) fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+}
+
+/// The processes that hold a pod's namespaces.
+pub(super) struct Holder {
+    /// `Role::Sandbox`, our child.
+    pub(super) child: Child,
+    /// `Role::First`: when it ends, every process of the pod does.
+    pub(super) first: Handle,
+    /// Closed when we end, for whatever reason: then they end, too.
+    _lifeline: Option<ChildStdin>,
+    /// What the pod had to do without.
+    pub(super) notes: Vec<String>,
+}
+
+impl Holder {
+    /// Starts them and waits until the namespaces are ready.
+    pub(super) async fn start(program: &Path, shape: Shape) -> Result<Self, Error> {
+        let failed =
+            |source| Error::Process { step: "start", what: "the pod's first process".to_owned(), source };
+        let mut child = Command::new(program)
+            .args(arguments(&Role::Sandbox(shape)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let lifeline = child.stdin.take();
+        match ready(&mut child).await {
+            Ok((first, notes)) => Ok(Holder { child, first, _lifeline: lifeline, notes }),
+            Err(error) => {
+                drop(lifeline);
+                // It ends by itself, now that its lifeline has.
+                let _ = child.wait().await;
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Ends every process of the pod and waits for that.
+    pub(super) async fn end(mut self) -> io::Result<()> {
+        self.first.signal(Signal::KILL);
+        self.child.wait().await.map(drop)
+    }
+}
+
+async fn ready(child: &mut Child) -> io::Result<(Handle, Vec<String>)> {
+    let (Some(stdout), Some(mut stderr)) = (child.stdout.as_mut(), child.stderr.take()) else {
+        return Err(io::Error::other("it has no pipes"));
+    };
+    let mut lines = BufReader::new(stdout).lines();
+    let mut first = None;
+    let mut notes = Vec::new();
+    while let Some(line) = lines.next_line().await? {
+        match line.split_once(' ') {
+            Some(("pid", pid)) => {
+                first = Some(Handle::open(
+                    pid.parse().map_err(|_| io::Error::other(format!("it says {line:?}")))?,
+                )?);
+            }
+            Some(("note", note)) => notes.push(note.to_owned()),
+            _ if line == "ready" => {
+                let first = first.ok_or_else(|| io::Error::other("it does not say its number"))?;
+                return Ok((first, notes));
+            }
+            _ => return Err(io::Error::other(format!("it says {line:?}"))),
+        }
+    }
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).await?;
+    Err(io::Error::other(said.trim().to_owned()))
+}
+
+/// Where a command's output goes.
+pub(super) enum Output {
+    /// Both to a file.
+    Log(File),
+    /// To whoever asked.
+    Pipes,
+}
+
+/// Runs a command in the pod's namespaces.
+pub(super) fn enter(program: &Path, role: &Role, output: Output) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.args(arguments(role));
+    match output {
+        Output::Log(file) => {
+            command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        }
+        Output::Pipes => {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+    }
+    command.spawn()
+}
