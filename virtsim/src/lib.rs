@@ -1,5 +1,6 @@
 //! A Kubernetes node without Kubernetes, as a library.
 
+pub mod api;
 pub mod kubelet;
 pub mod runtime;
 
