@@ -10,11 +10,14 @@ pub mod files;
 mod netns;
 pub mod process;
 pub mod route;
+mod sysfs;
+pub mod uevent;
 mod wire;
 
 pub use device::Devices;
 pub use error::{Error, Refusal};
 pub use netns::Netns;
+pub use sysfs::{Found, Sysfs, Unreadable};
 
 /// The kernel's random identity of this boot (`/proc/sys/kernel/random/boot_id`).
 ///

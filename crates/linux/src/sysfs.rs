@@ -1,0 +1,325 @@
+//! Network devices as sysfs shows them, from a root that is passed in.
+//!
+//! Found are all network devices of the PCI and virtio buses, whether or not their interface is in this network
+//! namespace: the kernel hides only `net/*`, not the device and its driver. Positions come from the `devices/` path that a
+//! link leads to, component by component, so a NIC may sit behind any number of bridges and root ports, in any PCI
+//! domain, or on no PCI bus at all.
+//!
+//! Whatever a file contains, and if it vanishes while we read, one device is skipped with the reason; the others are
+//! found. Source: Documentation/filesystems/sysfs.rst, Documentation/ABI/testing/sysfs-bus-pci.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use nic::{DeviceId, HardwareId, IfName, Interface, Nic, PciAddress};
+
+use crate::Error;
+
+/// A mounted sysfs, or a tree that looks like one.
+#[derive(Clone, Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+/// What was found on the buses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The network devices, in no particular order; no two have the same ID.
+    pub nics: Vec<Nic>,
+    /// The devices that could not be read.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A device that looks like a NIC and cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// What its bus calls it, shortened and with control characters escaped.
+    pub device: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// PCI base class 02h: network controller.
+const PCI_CLASS_NETWORK: u32 = 0x02;
+/// `VIRTIO_ID_NET` in include/uapi/linux/virtio_ids.h.
+const VIRTIO_ID_NET: u32 = 1;
+/// One page is the most that a sysfs attribute holds.
+const ATTRIBUTE_LIMIT: u64 = 4096;
+
+impl Sysfs {
+    /// The tree below `root`, usually `/sys`.
+    #[must_use]
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Sysfs { root: root.into() }
+    }
+
+    /// Finds all network devices on the PCI and virtio buses.
+    ///
+    /// # Errors
+    /// The folder of a bus is there and cannot be listed, or `root` is no sysfs at all.
+    pub fn nics(&self) -> Result<Found, Error> {
+        let bus = self.root.join("bus");
+        if !bus.is_dir() {
+            let source = io::Error::new(io::ErrorKind::NotFound, "this is not a sysfs");
+            return Err(Error::File { step: "open", path: bus, source });
+        }
+        let mut search = Search::default();
+        // Virtio first: what is found there accounts for the PCI function below it.
+        for device in self.devices("virtio")? {
+            let virtio_net = |device: &Device| {
+                device.driver.as_deref() == Some("virtio_net") || device.hex("device") == Ok(VIRTIO_ID_NET)
+            };
+            search.take(&device, virtio_net, |device| self.virtio_nic(device));
+        }
+        let accounted: HashSet<PciAddress> = search.nics.values().filter_map(|nic| nic.pci).collect();
+        for device in self.devices("pci")? {
+            let network = |device: &Device| {
+                device.hex("class").is_ok_and(|class| class >> 16 == PCI_CLASS_NETWORK)
+                    && device.name.parse().is_ok_and(|address| !accounted.contains(&address))
+            };
+            search.take(&device, network, |device| self.pci_nic(device));
+        }
+        Ok(Found { nics: search.nics.into_values().collect(), unreadable: search.unreadable })
+    }
+
+    /// All interfaces of the network namespace that this sysfs was mounted in.
+    ///
+    /// # Errors
+    /// `class/net` cannot be listed, or an interface that does not vanish meanwhile cannot be read.
+    pub fn interfaces(&self) -> Result<Vec<Interface>, Error> {
+        let folder = self.root.join("class/net");
+        let mut interfaces = Vec::new();
+        for name in list(&folder)? {
+            let path = folder.join(&name);
+            // `bonding_masters` and the like are plain files beside the interfaces.
+            if !path.is_dir() {
+                continue;
+            }
+            match interface(&path, &name) {
+                Ok(interface) => interfaces.push(interface),
+                Err(source) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::File { step: "read interface", path, source }),
+            }
+        }
+        Ok(interfaces)
+    }
+
+    /// The devices of a bus; none if the kernel does not have the bus.
+    fn devices(&self, bus: &str) -> Result<Vec<Device>, Error> {
+        let folder = self.root.join("bus").join(bus).join("devices");
+        let names = match list(&folder) {
+            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed?,
+        };
+        Ok(names.into_iter().map(|name| Device::at(folder.join(&name), name)).collect())
+    }
+
+    fn virtio_nic(&self, device: &Device) -> Result<Nic, String> {
+        let position = self.position(device)?;
+        let pci = position.iter().find_map(Ancestor::pci);
+        // The driver core lets a virtio device sit on a PCI function, a platform device, a channel subsystem or a vDPA
+        // device; what ethtool calls bus-info is the name of that parent.
+        let id = match position.first() {
+            Some(Ancestor { bus, name, .. }) if bus == "pci" => {
+                DeviceId::from(name.parse::<PciAddress>().map_err(|error| error.to_string())?)
+            }
+            Some(Ancestor { name, .. }) => name.parse().map_err(|error: nic::NameError| error.to_string())?,
+            None => device.name.parse().map_err(|error: nic::NameError| error.to_string())?,
+        };
+        let pci_path = position.iter().find(|above| above.pci().is_some()).map(|above| above.path.as_path());
+        Ok(Nic {
+            id,
+            bus_name: device.name.clone(),
+            pci,
+            driver: device.driver.clone(),
+            hardware: hardware(pci_path.unwrap_or(&device.path)),
+            numa_node: pci_path.and_then(numa_node),
+            interfaces: device.interfaces()?,
+        })
+    }
+
+    fn pci_nic(&self, device: &Device) -> Result<Nic, String> {
+        let address: PciAddress =
+            device.name.parse().map_err(|error: nic::ParsePciError| error.to_string())?;
+        Ok(Nic {
+            id: address.into(),
+            bus_name: device.name.clone(),
+            pci: Some(address),
+            driver: device.driver.clone(),
+            hardware: hardware(&device.path),
+            numa_node: numa_node(&device.path),
+            interfaces: device.interfaces()?,
+        })
+    }
+
+    /// The devices above, nearest first, each with its bus. Folders that are no device on a bus are passed over.
+    fn position(&self, device: &Device) -> Result<Vec<Ancestor>, String> {
+        let target =
+            fs::read_link(&device.path).map_err(|error| format!("its link cannot be read: {error}"))?;
+        let below = below_devices(&target).ok_or("its link does not lead into devices/")?;
+        let devices = self.root.join("devices");
+        let mut ancestors = Vec::new();
+        for above in below.ancestors().skip(1).take_while(|path| path.file_name().is_some()) {
+            let path = devices.join(above);
+            let Some(bus) = last_component_of_link(&path.join("subsystem")) else { continue };
+            let Some(name) = above.file_name().and_then(|name| name.to_str()) else { continue };
+            let nearest_pci = bus == "pci" && name.parse::<PciAddress>().is_ok();
+            ancestors.push(Ancestor { bus, name: name.to_owned(), path });
+            // What lies above the function (bridges, root ports) says nothing about the NIC.
+            if nearest_pci {
+                break;
+            }
+        }
+        Ok(ancestors)
+    }
+}
+
+/// A device above another.
+struct Ancestor {
+    bus: String,
+    name: String,
+    path: PathBuf,
+}
+
+impl Ancestor {
+    fn pci(&self) -> Option<PciAddress> {
+        (self.bus == "pci").then(|| self.name.parse().ok()).flatten()
+    }
+}
+
+/// What has been found so far.
+#[derive(Default)]
+struct Search {
+    nics: BTreeMap<DeviceId, Nic>,
+    unreadable: Vec<Unreadable>,
+}
+
+impl Search {
+    fn take(
+        &mut self,
+        device: &Device,
+        wanted: impl Fn(&Device) -> bool,
+        read: impl Fn(&Device) -> Result<Nic, String>,
+    ) {
+        if !wanted(device) {
+            return;
+        }
+        let why = match read(device) {
+            Ok(nic) => match self.nics.get(&nic.id) {
+                None => {
+                    self.nics.insert(nic.id.clone(), nic);
+                    return;
+                }
+                Some(other) => format!("its ID {} is already taken by {}", nic.id, other.bus_name),
+            },
+            Err(why) => why,
+        };
+        let device = device.name.chars().take(64).flat_map(char::escape_debug).collect();
+        self.unreadable.push(Unreadable { device, why });
+    }
+}
+
+/// A device in the folder of its bus.
+struct Device {
+    name: String,
+    /// The link in `bus/<bus>/devices`.
+    path: PathBuf,
+    driver: Option<String>,
+}
+
+impl Device {
+    fn at(path: PathBuf, name: String) -> Self {
+        let driver = last_component_of_link(&path.join("driver"));
+        Device { name, path, driver }
+    }
+
+    fn hex(&self, attribute: &str) -> Result<u32, String> {
+        hex(&self.path.join(attribute))
+    }
+
+    /// The interfaces in `net/`: the folder is missing without a driver, and empty while they are elsewhere.
+    fn interfaces(&self) -> Result<Vec<Interface>, String> {
+        let folder = self.path.join("net");
+        let names = match list(&folder) {
+            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(Vec::new());
+            }
+            listed => listed.map_err(|error| error.chain())?,
+        };
+        let mut interfaces = Vec::new();
+        for name in names {
+            match interface(&folder.join(&name), &name) {
+                Ok(interface) => interfaces.push(Interface { hardware: true, ..interface }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(format!("its interface cannot be read: {error}")),
+            }
+        }
+        interfaces.sort();
+        Ok(interfaces)
+    }
+}
+
+fn interface(path: &Path, name: &str) -> io::Result<Interface> {
+    let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+    let index = attribute(&path.join("ifindex"))?;
+    Ok(Interface {
+        index: index.parse().map_err(|_| invalid(format!("ifindex is {:?}", shorten(&index))))?,
+        name: IfName::from_str(name).map_err(|error| invalid(error.to_string()))?,
+        hardware: path.join("device").symlink_metadata().is_ok(),
+    })
+}
+
+fn hardware(path: &Path) -> Option<HardwareId> {
+    let number = |attribute| hex(&path.join(attribute)).ok().and_then(|number| u16::try_from(number).ok());
+    Some(HardwareId { vendor: number("vendor")?, device: number("device")? })
+}
+
+/// -1 where the platform does not know.
+fn numa_node(path: &Path) -> Option<u16> {
+    attribute(&path.join("numa_node")).ok()?.parse().ok()
+}
+
+fn hex(path: &Path) -> Result<u32, String> {
+    let text = attribute(path).map_err(|error| error.to_string())?;
+    let digits = text.strip_prefix("0x").unwrap_or(&text);
+    u32::from_str_radix(digits, 16).map_err(|_| format!("{:?} is not a hexadecimal number", shorten(&text)))
+}
+
+/// The content of a small file, without the newline.
+fn attribute(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(ATTRIBUTE_LIMIT).read_to_string(&mut text)?;
+    text.truncate(text.trim_end().len());
+    Ok(text)
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+/// The names in a folder. Names that are not UTF-8 belong to nothing of ours.
+fn list(folder: &Path) -> Result<Vec<String>, Error> {
+    let failed = |source| Error::File { step: "list", path: folder.to_owned(), source };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn last_component_of_link(path: &Path) -> Option<String> {
+    Some(fs::read_link(path).ok()?.file_name()?.to_str()?.to_owned())
+}
+
+/// What follows `devices/` in a link of the form `../../../devices/pci0000:00/...`.
+fn below_devices(target: &Path) -> Option<PathBuf> {
+    let mut components = target.components();
+    let top = components.by_ref().find(|component| *component != Component::ParentDir)?;
+    let below = components.as_path();
+    let plain = below.components().all(|component| matches!(component, Component::Normal(_)));
+    (top == Component::Normal("devices".as_ref()) && plain).then(|| below.to_owned())
+}
