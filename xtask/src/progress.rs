@@ -16,8 +16,8 @@ const SPINNER: [char; 4] = ['|', '/', '-', '\\'];
 const TURN: Duration = Duration::from_millis(120);
 /// How much of a failed program's output is shown.
 const TAIL_LINES: usize = 60;
-/// Longer notes are cut: a line that wraps cannot be redrawn.
-const NOTE_LENGTH: usize = 60;
+/// Longer lines are cut: one that wraps cannot be redrawn.
+const LINE_LENGTH: usize = 78;
 
 const GREEN: Style = AnsiColor::Green.on_default();
 const RED: Style = AnsiColor::Red.on_default();
@@ -79,7 +79,8 @@ struct Shown {
 
 fn draw(turn: char, shown: &Shown) {
     let seconds = shown.begun.elapsed().as_secs();
-    let note: String = shown.note.chars().filter(|char| !char.is_control()).take(NOTE_LENGTH).collect();
+    let room = LINE_LENGTH.saturating_sub(shown.title.chars().count() + 14);
+    let note: String = shown.note.trim().chars().filter(|char| !char.is_control()).take(room).collect();
     let line = format!("\r\x1b[K  {turn}  {} {DIM}{seconds} s  {note}{DIM:#}", shown.title);
     let mut stderr = anstream::stderr();
     let _ = write!(stderr, "{line}").and_then(|()| stderr.flush());

@@ -273,6 +273,25 @@ impl Node {
                 flags.retain(|flag| !["LOWER_UP", "NO-CARRIER"].contains(&flag.as_str().unwrap_or("")));
             }
         }
-        serde_json::json!({ "links": links, "routes": self.json("ip -d -j route show table all") })
+        let mut routes = self.json("ip -d -j route show table all");
+        for route in routes.as_array_mut().unwrap() {
+            route.as_object_mut().unwrap().remove("expires");
+        }
+        serde_json::json!({ "links": links, "routes": routes })
     }
+}
+
+/// Panics with the lines that differ, where two snapshots do.
+///
+/// # Panics
+/// When they differ.
+pub fn assert_same(now: &Value, before: &Value, when: &str) {
+    let lines = |value: &Value| -> Vec<String> {
+        format!("{value:#}").lines().map(|line| line.trim_end_matches(',').to_owned()).collect()
+    };
+    let (old, new) = (lines(before), lines(now));
+    let only = |these: &[String], those: &[String], sign: &str| -> String {
+        these.iter().filter(|line| !those.contains(line)).map(|line| format!("{sign} {line}\n")).collect()
+    };
+    assert!(now == before, "{when}: it is not as it was\n{}{}", only(&old, &new, "-"), only(&new, &old, "+"));
 }
