@@ -35,3 +35,6 @@ pub use types::{
     AdmissionError, Capacities, Capacity, ContainerAllocation, ContainerKind, ContainerRequest, DeviceStatus,
     Options, PodKey,
 };
+
+#[cfg(test)]
+mod tests;

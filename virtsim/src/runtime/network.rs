@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cni::delegate::Plugins;
 use cni::runtime::{Attachment, Cache, Network, Runtime};
-use cni::{Args, ContainerId, Object, SearchPath, Success};
+use cni::{Args, ContainerId, Object, PluginType, SearchPath, Success};
 use linux::Netns;
 use serde_json::{Value, json};
 
@@ -65,36 +65,36 @@ impl PodNetwork {
     pub(super) fn set_up(&self, netns: &Netns) -> Result<Success, String> {
         bring_up_loopback(netns).map_err(|error| crate::chain(&error))?;
         let network = Network::first(&self.conf_dir)
-            .map_err(|error| format!("cni plugin not initialized: {}", in_words(&error)))?;
+            .map_err(|error| format!("cni plugin not initialized: {}", in_words("add", &error)))?;
         self.runtime.add(&network, &self.attachment).map_err(|error| {
             // The ADD's error is the one that counts; what the DEL could not undo, the next one or GC does.
             let undone = self.runtime.del(&network, &self.attachment);
             if let Err(error) = undone {
                 tracing::warn!(
                     sandbox = self.id,
-                    error = in_words(&error),
+                    error = in_words("delete", &error),
                     "the failed ADD could not be undone"
                 );
             }
-            in_words(&error)
+            in_words("add", &error)
         })
     }
 
     /// DEL, with the configuration of the ADD where it is remembered. Nothing to do is no error.
     pub(super) fn tear_down(&self, netns_is_there: bool) -> Result<(), String> {
-        let remembered = self.runtime.cache().attachments().map_err(|error| in_words(&error))?;
+        let remembered = self.runtime.cache().attachments().map_err(|error| in_words("delete", &error))?;
         let ours = remembered.into_iter().find(|cached| {
             cached.attachment.container_id == self.attachment.container_id
                 && cached.attachment.if_name == self.attachment.if_name
         });
         // Without memory there was no successful ADD, and a failed one was undone.
         let Some(cached) = ours else { return Ok(()) };
-        let network = Network::from_slice(&cached.config).map_err(|error| in_words(&error))?;
+        let network = Network::from_slice(&cached.config).map_err(|error| in_words("delete", &error))?;
         let mut attachment = self.attachment.clone();
         if !netns_is_there {
             attachment.netns = None;
         }
-        self.runtime.del(&network, &attachment).map_err(|error| in_words(&error))
+        self.runtime.del(&network, &attachment).map_err(|error| in_words("delete", &error))
     }
 }
 
@@ -133,11 +133,46 @@ pub(super) fn addresses(result: &Success) -> Vec<IpAddr> {
     result.ips.iter().filter(|ip| is_ours(ip.interface)).map(|ip| ip.address.addr()).collect()
 }
 
-/// An error as libcni prints it: message and details, without the code.
-fn in_words(error: &cni::Error) -> String {
-    if error.details.is_empty() {
-        error.message.clone()
-    } else {
-        format!("{}; {}", error.message, error.details)
+/// An error as libcni prints it: which plugin failed at what, message and details, without the code.
+fn in_words(verb: &str, error: &cni::Error) -> String {
+    let message = match error.message.strip_prefix("plugin ").and_then(|rest| rest.split_once(": ")) {
+        Some((plugin, message)) if plugin.parse::<PluginType>().is_ok() => {
+            format!("plugin type={plugin:?} failed ({verb}): {message}")
+        }
+        _ => error.message.clone(),
+    };
+    if error.details.is_empty() { message } else { format!("{message}; {}", error.details) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cni::{Code, Error};
+
+    #[test]
+    fn a_plugins_error_reads_as_libcni_prints_it() {
+        let error =
+            Error::new(Code::INVALID_CONFIG, "plugin ehost-device: no such device: x").with_details("why");
+        let words = in_words("add", &error);
+        assert_eq!(words, r#"plugin type="ehost-device" failed (add): no such device: x; why"#);
+        let error = Error::new(Code::IO, "plugin bridge was not found");
+        assert_eq!(in_words("add", &error), "plugin bridge was not found");
+    }
+
+    #[test]
+    fn the_pods_addresses_are_those_of_eth0() {
+        let result = serde_json::json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": "cni0"}, {"name": "eth0", "sandbox": "/n"}, {"name": "net1", "sandbox": "/n"}],
+            "ips": [
+                {"interface": 1, "address": "10.1.0.5/24"},
+                {"interface": 2, "address": "10.2.0.5/24"},
+                {"interface": 0, "address": "10.1.0.1/24"},
+                {"address": "fd00::5/64"},
+            ],
+        });
+        let result = Success::from_value(&result, None).unwrap();
+        let found: Vec<_> = addresses(&result).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.1.0.5", "fd00::5"]);
     }
 }
