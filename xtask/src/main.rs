@@ -1,6 +1,7 @@
 //! The project's commands: demo, test, vm, build.
 
 mod build;
+mod demo;
 mod packages;
 mod progress;
 mod test;
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Walk through the whole flow on real virtio NICs in a VM, and check every step
+    Demo(demo::Options),
     /// Run every test: unit, property, namespaces, whole systems in the VM
     Test(test::Options),
     /// Boot a VM with real virtio NICs and run a command in it
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = Progress::new();
     let result = match &arguments.command {
+        Command::Demo(options) => demo::run(options, &progress),
         Command::Test(options) => test::run(options, &progress),
         Command::Vm(options) => vm::run(options, &progress),
         Command::Build => build::programs(&progress)

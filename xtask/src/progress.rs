@@ -1,4 +1,5 @@
-//! What is being done right now: one line per step, with a spinner and the time on a terminal, plain lines elsewhere.
+//! What is being done right now: one line per step, with a spinner and the time on a terminal. Elsewhere a plain line at the
+//! beginning, one now and then while it lasts, and one at the end.
 //!
 //! Programs that a step runs are silent unless they fail; then the end of what they said is shown.
 
@@ -14,6 +15,8 @@ use anyhow::{Context as _, Result, bail};
 
 const SPINNER: [char; 4] = ['|', '/', '-', '\\'];
 const TURN: Duration = Duration::from_millis(120);
+/// How often a long step says so where there is no terminal.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How much of a failed program's output is shown.
 const TAIL_LINES: usize = 60;
 /// Longer lines are cut: one that wraps cannot be redrawn.
@@ -45,14 +48,20 @@ impl Progress {
         let mut step = Step { shown: Arc::clone(&shown), live: self.live, drawing: None, over: false };
         if !self.live {
             say(&format!("  .. {title}"));
-            return step;
         }
+        let live = self.live;
         let (stop, stopped) = mpsc::channel();
         let drawing = thread::spawn(move || {
+            let pause = if live { TURN } else { PATIENCE };
             for turn in SPINNER.iter().cycle() {
-                draw(*turn, &lock(&shown));
-                if stopped.recv_timeout(TURN) != Err(mpsc::RecvTimeoutError::Timeout) {
+                if live {
+                    draw(*turn, &lock(&shown));
+                }
+                if stopped.recv_timeout(pause) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return;
+                }
+                if !live {
+                    say(&format!("  .. {}", lock(&shown).text()));
                 }
             }
         });
@@ -77,13 +86,18 @@ struct Shown {
     begun: Instant,
 }
 
+impl Shown {
+    fn text(&self) -> String {
+        let seconds = self.begun.elapsed().as_secs();
+        let room = LINE_LENGTH.saturating_sub(self.title.chars().count() + 14);
+        let note: String = self.note.trim().chars().filter(|char| !char.is_control()).take(room).collect();
+        format!("{} {DIM}{seconds} s  {note}{DIM:#}", self.title)
+    }
+}
+
 fn draw(turn: char, shown: &Shown) {
-    let seconds = shown.begun.elapsed().as_secs();
-    let room = LINE_LENGTH.saturating_sub(shown.title.chars().count() + 14);
-    let note: String = shown.note.trim().chars().filter(|char| !char.is_control()).take(room).collect();
-    let line = format!("\r\x1b[K  {turn}  {} {DIM}{seconds} s  {note}{DIM:#}", shown.title);
     let mut stderr = anstream::stderr();
-    let _ = write!(stderr, "{line}").and_then(|()| stderr.flush());
+    let _ = write!(stderr, "\r\x1b[K  {turn}  {}", shown.text()).and_then(|()| stderr.flush());
 }
 
 /// One step that is being done.

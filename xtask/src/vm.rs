@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use vm::{Accelerator, Bed, Chipset, Ended, Nic, Spec, Vm};
+use vm::{Bed, Chipset, Ended, Nic, Spec, Vm};
 
 use crate::progress::Progress;
 use crate::{build, packages};
@@ -52,10 +52,7 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let step = progress.step("Boot the VM");
     let bed = Bed::new(debian, programs.vm_guest)?;
     let vm = bed.boot(&spec)?;
-    step.done(match bed.accelerator() {
-        Accelerator::Kvm => "with KVM",
-        Accelerator::Tcg => "without KVM",
-    });
+    step.done(&bed.accelerator().to_string());
     attach(&vm, &options.command)
 }
 

@@ -278,9 +278,8 @@ fn what_the_pod_did_to_the_nic_is_undone() {
 
 #[test]
 fn a_reboot_with_the_nic_out_costs_no_address() {
-    let folder = std::env::temp_dir().join(format!("virtnet-reboot-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let spec: Spec = machine().nic(spare(NIC)).persist(&folder);
+    let folder = tempfile::tempdir().unwrap();
+    let spec: Spec = machine().nic(spare(NIC)).persist(folder.path());
     let mut node = Node::boot(&spec);
     let mut config: Value = serde_json::from_str(&network("deviceID", NIC)).unwrap();
     config["stateDir"] = json!("/persist/state");
@@ -293,9 +292,6 @@ fn a_reboot_with_the_nic_out_costs_no_address() {
     let before = settled(&node);
     node.cni("ehost-device", "DEL", "c1", &netns, &config).result();
     let left = node.sh("find /persist/addresses /persist/state/leases -name '10.*' -o -name '*.json'");
-    let after = settled(&node);
-    drop(node);
-    std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!(left, "");
-    assert_same(&after, &before, "afterwards");
+    assert_same(&settled(&node), &before, "afterwards");
 }

@@ -3,6 +3,7 @@
 //! That /dev/kvm exists says little: in nested set-ups it may accept everything and then never run a guest. So a guest is booted
 //! to its first line, once for each boot of the host; the answer is kept in a file.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +18,15 @@ pub enum Accelerator {
     Kvm,
     /// QEMU's emulation.
     Tcg,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Accelerator::Kvm => "with KVM",
+            Accelerator::Tcg => "without KVM",
+        })
+    }
 }
 
 impl Accelerator {

@@ -210,9 +210,12 @@ impl Bed {
         let qmp = Qmp::new(accept(&qmp, &qmp_path)?);
         // QEMU that does not like its arguments may say so only after it has connected.
         let qmp = qmp.map_err(|error| if qemu.wait_end(SETTLE_LIMIT) { failed() } else { error })?;
+        // QEMU answers commands once the machine is complete: it has read the RAM disk and is connected. So whatever ends us
+        // from now on leaves no folder behind.
+        drop(folder);
         let agent = Agent::new(Arc::clone(&qemu), agent, deadline, spec.silence_limit);
         let (agent, hello) = agent.map_err(file("talk at", &agent_path))?.ok_or_else(failed)?;
-        Ok(Running { qmp, agent, hello, boot_time: begun.elapsed(), qemu, _folder: folder })
+        Ok(Running { qmp, agent, hello, boot_time: begun.elapsed(), qemu })
     }
 
     /// Folders that must stay visible in the guest although it has a /tmp and a /run of its own.
@@ -256,7 +259,6 @@ struct Running {
     hello: Hello,
     boot_time: Duration,
     qemu: Arc<Qemu>,
-    _folder: TempDir,
 }
 
 impl Drop for Running {
