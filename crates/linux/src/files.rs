@@ -1,8 +1,8 @@
 //! Files that are whole or absent, and locks that are waited for, but not for ever.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,27 @@ pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Erro
     file.as_file().sync_all().map_err(|source| failed("sync", &path, source))?;
     file.persist(&path).map_err(|error| failed("replace", &path, error.error))?;
     sync_folder(dir)
+}
+
+/// Makes a folder, and those above it that are absent, for their owner only (0700). A folder that is there stays as it
+/// is. When this returns the new folders survive a loss of power, as the files that are written into them should.
+///
+/// # Errors
+/// [`Error::File`] with the folder that could not be made.
+pub fn make_folder(path: &Path) -> Result<(), Error> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        make_folder(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => parent.map_or(Ok(()), sync_folder),
+        // Somebody else was quicker.
+        Err(_) if path.is_dir() => Ok(()),
+        Err(source) => Err(Error::File { step: "create folder", path: path.to_owned(), source }),
+    }
 }
 
 /// How the names of temporary files begin: whoever lists a folder skips them.
@@ -113,6 +134,20 @@ mod tests {
         let error = write_atomically(folder.path(), "lease", b"one").unwrap_err();
         assert!(matches!(error, Error::File { step: "replace", .. }), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file stayed");
+    }
+
+    #[test]
+    fn folders_are_made_for_their_owner_and_twice_is_no_error() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b");
+        make_folder(&folder).unwrap();
+        make_folder(&folder).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&root.path().join("a")), mode(&folder)), (0o700, 0o700));
+        std::fs::write(root.path().join("file"), "").unwrap();
+        for bad in [root.path().join("file/x"), root.path().join("file"), "/proc/no-such-folder/x".into()] {
+            assert!(matches!(make_folder(&bad), Err(Error::File { .. })), "{}", bad.display());
+        }
     }
 
     #[test]

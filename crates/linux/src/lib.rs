@@ -15,7 +15,7 @@ pub mod uevent;
 mod wire;
 
 pub use device::Devices;
-pub use error::{Error, Refusal};
+pub use error::{Error, Refusal, chain};
 pub use netns::Netns;
 pub use sysfs::{Found, Sysfs, Unreadable};
 

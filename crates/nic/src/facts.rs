@@ -56,6 +56,8 @@ pub struct Address {
     pub tentative: bool,
     /// IFA_F_DADFAILED: another host has this address.
     pub duplicate: bool,
+    /// IFA_F_PERMANENT: an administrator gave it. Others come from DHCP or router advertisements and expire.
+    pub permanent: bool,
 }
 
 /// A route, as RTM_GETROUTE shows it, of any table.

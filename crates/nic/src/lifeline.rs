@@ -278,7 +278,14 @@ mod tests {
     }
 
     fn address(index: u32, ip: &str) -> Address {
-        Address { index, ip: ip.parse().unwrap(), prefix_len: 24, tentative: false, duplicate: false }
+        Address {
+            index,
+            ip: ip.parse().unwrap(),
+            prefix_len: 24,
+            tentative: false,
+            duplicate: false,
+            permanent: true,
+        }
     }
 
     fn kind(link: Link, kind: &str) -> Link {

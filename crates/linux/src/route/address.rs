@@ -16,6 +16,7 @@ const IFA_FLAGS: u16 = 8;
 const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_OPTIMISTIC: u32 = 0x04;
 const IFA_F_TENTATIVE: u32 = 0x40;
+const IFA_F_PERMANENT: u32 = 0x80;
 /// `struct ifaddrmsg`.
 const BODY: usize = 8;
 
@@ -146,6 +147,7 @@ pub(super) fn read(payload: &[u8]) -> Option<Address> {
         // An optimistic address is tentative, but may be used already (RFC 4429).
         tentative: flags & IFA_F_TENTATIVE != 0 && flags & IFA_F_OPTIMISTIC == 0,
         duplicate: flags & IFA_F_DADFAILED != 0,
+        permanent: flags & IFA_F_PERMANENT != 0,
     })
 }
 
