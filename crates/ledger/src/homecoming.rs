@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link};
 
-use crate::node::{Identity, open_owners, open_pod};
+use crate::node::{Identity, is_owners, open_owners, open_pod};
 use crate::{Entry, Error, Home, Lease, Node, Step};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Homecoming {
-    /// At home, as it was. The lease is closed.
+    /// At home, as it was, or as somebody made it since who has a better right to it: an administrator for whom it carries
+    /// the node now, or the boot after the one in which it left. The lease is closed.
     Home,
     /// At home and in nobody's hands, but its name or an alternative name is another link's now. The lease stays, so
     /// that it gets its names back later.
@@ -120,7 +121,7 @@ pub fn bring_home(
             let fault = Some("it is in no network namespace that can be looked into".to_owned());
             entry.write(&lease.clone().after(Step::Return { fault }))
         }
-        Err(error) => entry.write(&lease.clone().after(Step::Return { fault: Some(chain(error)) })),
+        Err(error) => entry.write(&lease.clone().after(Step::Return { fault: Some(linux::chain(error)) })),
     };
     match (outcome, noted) {
         (Ok(_), Err(source)) => Err(ReturnError::Ledger { device: lease.device.clone(), source }),
@@ -136,8 +137,17 @@ fn walk_home(
     patience: Duration,
 ) -> Result<Homecoming, ReturnError> {
     let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
+    if lease.boot_id != node.boot_id {
+        // Everything that was changed ended with that boot. Names, addresses and states are what this boot's
+        // configuration makes them, and the NIC may have become the node's own.
+        return Ok(Homecoming::Home);
+    }
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
-    let pods = [open_owners(node, lease), also.and_then(|path| open_pod(node, path))];
+    // What is known by its device is the same NIC in whatever namespace; what is not may only look like it.
+    let also = also
+        .and_then(|path| open_pod(node, path))
+        .filter(|(netns, _)| identity.has_a_device() || is_owners(node, lease, netns));
+    let pods = [open_owners(node, lease), also];
     let mut expected = None;
     for (_netns, mut pod) in pods.into_iter().flatten() {
         let links = pod.links().map_err(kernel)?;
@@ -147,6 +157,12 @@ fn walk_home(
         }
     }
     match look_at_home(node, lease, &identity, expected.as_ref(), patience).map_err(kernel)? {
+        // It may have come home long ago, and an administrator may have made it the uplink since.
+        Sight::Seen(link)
+            if expected.is_none() && node.lifeline().map_err(kernel)?.reason(link.index).is_some() =>
+        {
+            Ok(Homecoming::Home)
+        }
         Sight::Seen(link) => settle(node, lease, *link),
         Sight::Gone => Ok(Homecoming::Gone),
         Sight::Unseen => Ok(Homecoming::OutOfSight),
@@ -297,6 +313,7 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
         }
     }
     let mut differences = home.differences(&after, &taken);
+    differences.extend(missing(node, home, &after).map_err(kernel)?);
     if differences.is_empty() {
         return Ok(if after.name == home.name && taken.is_empty() {
             Homecoming::Home
@@ -306,6 +323,31 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     }
     differences.extend(faults.iter().map(linux::Error::chain));
     Err(ReturnError::Unlike { device: lease.device.clone(), name: after.name, differences })
+}
+
+/// What the NIC had at home beside itself and has not now: addresses, and its place in a bridge or bond that is still there.
+fn missing(node: &mut Node, home: &Home, link: &Link) -> Result<Vec<String>, linux::Error> {
+    let mut words = Vec::new();
+    if !home.addresses.is_empty() {
+        let now = node.routes.addresses()?;
+        words.extend(
+            home.addresses
+                .iter()
+                .filter(|then| {
+                    !now.iter().any(|now| {
+                        now.index == link.index && now.ip == then.ip && now.prefix_len == then.prefix_len
+                    })
+                })
+                .map(|then| format!("address {}/{} is missing", then.ip, then.prefix_len)),
+        );
+    }
+    if let Some(name) = &home.master
+        && let Some(master) = node.routes.link_by_name(name.as_str())?
+        && link.master != Some(master.index)
+    {
+        words.push(format!("it is no port of {name}"));
+    }
+    Ok(words)
 }
 
 /// Sets right whatever differs. A step that is refused does not keep the others from being tried; what is refused is
@@ -403,15 +445,4 @@ impl Home {
         compare("state", state(link.up), state(self.up));
         words
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -14,7 +14,8 @@ pub struct Lease {
     /// The address that it was made with, where it has one: tells whether another NIC sits at this ID after a reboot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permanent_mac: Option<MacAddr>,
-    /// In which boot it left home ([`linux::boot_id`]). In any other, no network namespace of then exists.
+    /// In which boot it left home ([`linux::boot_id`]). In any other, no network namespace of then exists, and nothing
+    /// that was done to the NIC is left to be undone.
     pub boot_id: String,
     /// What it is to be again.
     pub home: Home,
@@ -49,7 +50,8 @@ pub struct Home {
     /// The bridge or bond that it was a port of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<IfName>,
-    /// Its addresses but link-local ones, which the kernel makes itself.
+    /// Its addresses but link-local ones, which the kernel makes itself, and those that expire, which whoever asked for
+    /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<HomeAddress>,
 }
@@ -181,7 +183,9 @@ impl Home {
             IpAddr::V4(_) => false,
             IpAddr::V6(ip) => ip.is_unicast_link_local(),
         };
-        let mine = addresses.iter().filter(|address| address.index == link.index && !link_local(address.ip));
+        let mine = addresses
+            .iter()
+            .filter(|address| address.index == link.index && address.permanent && !link_local(address.ip));
         Home {
             name: link.name.clone(),
             index: link.index,

@@ -44,10 +44,13 @@ pub struct Ledger {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A folder cannot be made or listed.
+    /// The ledger's folders cannot be made.
+    #[error("make the ledger's folders")]
+    Prepare(#[source] linux::Error),
+    /// A folder cannot be listed, or a file in it renamed.
     #[error("{step} {}", path.display())]
     Folder {
-        /// `create`, `list`.
+        /// `list`, `set aside`.
         step: &'static str,
         /// The folder.
         path: PathBuf,
@@ -150,23 +153,31 @@ impl Ledger {
     /// Makes the folders, for their owner only.
     ///
     /// # Errors
-    /// [`Error::Folder`].
+    /// [`Error::Prepare`].
     pub fn prepare(&self) -> Result<(), Error> {
-        use std::os::unix::fs::DirBuilderExt;
-        for path in [&self.leases, &self.locks] {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)
-                .map_err(|source| Error::Folder { step: "create", path: path.clone(), source })?;
-        }
-        Ok(())
+        [&self.leases, &self.locks]
+            .into_iter()
+            .try_for_each(|path| files::make_folder(path))
+            .map_err(Error::Prepare)
+    }
+
+    /// Sees whether a lease could be written now: writes a file of no meaning beside them, and removes it.
+    ///
+    /// # Errors
+    /// [`Error::Prepare`]: a file system that is full or read-only, say.
+    pub fn probe(&self) -> Result<(), Error> {
+        self.prepare()?;
+        let name = format!("{}probe", files::TEMPORARY);
+        files::write_atomically(&self.leases, &name, b"")
+            .and_then(|()| files::remove_durably(&self.leases, &name))
+            .map(drop)
+            .map_err(Error::Prepare)
     }
 
     /// Takes the lock of a device, making the folders where they are absent.
     ///
     /// # Errors
-    /// [`Error::Lock`] when somebody else holds it longer than `patience`; [`Error::Folder`].
+    /// [`Error::Lock`] when somebody else holds it longer than `patience`; [`Error::Prepare`].
     pub fn lock(&self, device: &DeviceId, patience: Duration) -> Result<Entry<'_>, Error> {
         self.prepare()?;
         let lock = Lock::acquire(&self.locks.join(device.as_str()), patience)

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use linux::route::Socket;
 use linux::{Devices, Netns};
-use nic::{DeviceId, IfName, Link};
+use nic::{Address, DeviceId, IfName, Lifeline, Link, Route};
 
 use crate::{Lease, Stage};
 
@@ -17,7 +17,12 @@ pub struct Node {
     pub routes: Socket,
     /// The machine's devices.
     pub devices: Devices,
+    /// This boot ([`linux::boot_id`]).
+    pub boot_id: String,
 }
+
+/// How often the facts for the lifeline are read again when they contradict each other.
+const ATTEMPTS: u32 = 5;
 
 impl Node {
     /// The node as seen from the calling thread, which must be in its network namespace.
@@ -25,7 +30,20 @@ impl Node {
     /// # Errors
     /// No /proc, or no socket.
     pub fn here() -> Result<Node, linux::Error> {
-        Ok(Node { netns: Netns::current()?, routes: Socket::open()?, devices: Devices::at("/sys") })
+        Ok(Node {
+            netns: Netns::current()?,
+            routes: Socket::open()?,
+            devices: Devices::at("/sys"),
+            boot_id: linux::boot_id()?,
+        })
+    }
+
+    /// Which links carry the node.
+    ///
+    /// # Errors
+    /// Links, routes or addresses cannot be read, or keep changing: then nobody knows, and no link may be touched.
+    pub fn lifeline(&mut self) -> Result<Lifeline, linux::Error> {
+        steady_lifeline(|| Ok((self.routes.links()?, self.routes.routes()?, self.routes.addresses()?)))
     }
 
     /// The ID under which a link's lease is kept: that of its device, or one made from its name where it has no device.
@@ -35,6 +53,18 @@ impl Node {
     pub fn device_of(&self, link: &Link) -> Result<DeviceId, nic::NameError> {
         self.devices.id_of(link).map_or_else(|| virtual_id(&link.name), Ok)
     }
+}
+
+type Facts = (Vec<Link>, Vec<Route>, Vec<Address>);
+
+fn steady_lifeline(mut read: impl FnMut() -> Result<Facts, linux::Error>) -> Result<Lifeline, linux::Error> {
+    for _ in 0..ATTEMPTS {
+        let (links, routes, addresses) = read()?;
+        if let Ok(lifeline) = Lifeline::find(&links, &routes, &addresses, &[]) {
+            return Ok(lifeline);
+        }
+    }
+    Err(linux::Error::Unsteady { what: "find out what carries the node".to_owned(), attempts: ATTEMPTS })
 }
 
 const VIRTUAL: &str = "link:";
@@ -94,6 +124,11 @@ impl Identity {
         matches!(self, Identity::Parents(parents) if !parents.is_empty())
     }
 
+    /// Whether there is a device by which it is known wherever it is.
+    pub(crate) fn has_a_device(&self) -> bool {
+        matches!(self, Identity::Parents(_))
+    }
+
     /// Whether another NIC is where this one was.
     pub(crate) fn is_replaced(&self, lease: &Lease, links: &[Link]) -> bool {
         match self {
@@ -149,10 +184,14 @@ fn is_other(lease: &Lease, link: &Link) -> bool {
     }
 }
 
-/// The owner's network namespace, if it lives and is the one of then: a path under /proc may stand for another by now.
+/// The owner's network namespace, if it lives and is the one of then.
 pub(crate) fn open_owners(node: &Node, lease: &Lease) -> Option<(Netns, Socket)> {
-    open_pod(node, &lease.owner.netns)
-        .filter(|(netns, _)| lease.owner.netns_inode.is_none_or(|inode| netns.identity().1 == inode))
+    open_pod(node, &lease.owner.netns).filter(|(netns, _)| is_owners(node, lease, netns))
+}
+
+/// Whether a namespace is the owner's: a path under /proc may stand for another by now, and after a reboot an inode, too.
+pub(crate) fn is_owners(node: &Node, lease: &Lease, netns: &Netns) -> bool {
+    lease.boot_id == node.boot_id && lease.owner.netns_inode.is_none_or(|inode| netns.identity().1 == inode)
 }
 
 /// A namespace other than the node's, if `path` still is one.
@@ -166,6 +205,29 @@ pub(crate) fn open_pod(node: &Node, path: &Path) -> Option<(Netns, Socket)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn nobody_knows_the_lifeline_when_the_facts_cannot_be_read_or_contradict_each_other() {
+        let unreadable = || linux::Error::Malformed { what: "list routes".to_owned(), why: "a test" };
+        let error = steady_lifeline(|| Err(unreadable())).unwrap_err();
+        assert!(matches!(error, linux::Error::Malformed { .. }), "{error}");
+        let route = Route {
+            destination: "0.0.0.0".parse().unwrap(),
+            prefix_len: 0,
+            table: 254,
+            priority: 0,
+            outputs: vec![7],
+            gateway: None,
+            unicast: true,
+        };
+        let mut read = 0;
+        let error = steady_lifeline(|| {
+            read += 1;
+            Ok((Vec::new(), vec![route.clone()], Vec::new()))
+        });
+        assert!(matches!(error, Err(linux::Error::Unsteady { .. })));
+        assert_eq!(read, ATTEMPTS);
+    }
 
     #[test]
     fn links_without_a_device_have_an_id_that_can_stand_in_a_file_name() {

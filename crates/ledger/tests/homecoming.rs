@@ -62,7 +62,9 @@ impl Bench {
             .run(|| {
                 let entry = self.ledger.lock(&lease.device, Duration::from_secs(10)).unwrap();
                 entry.write(lease).unwrap();
-                bring_home(&mut Node::here().unwrap(), &entry, lease, None, Duration::from_millis(100))
+                // A DEL names the same path again.
+                let also = Some(lease.owner.netns.as_path());
+                bring_home(&mut Node::here().unwrap(), &entry, lease, also, Duration::from_millis(100))
             })
             .unwrap()
     }
@@ -166,6 +168,76 @@ fn a_nic_that_is_displaced_keeps_its_lease_until_it_has_its_name() {
     ip(&bench.node, "link del eth1");
     assert_eq!(bench.bring_home(&displaced).unwrap(), Homecoming::Home);
     assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn a_lease_of_another_boot_is_closed_and_what_this_boot_made_of_the_nic_stays() {
+    let bench = Bench::new();
+    let mut lease = bench.lease(Stage::Plumbed { index: 0 });
+    lease.boot_id = "of-another-boot".to_owned();
+    lease.home.up = false;
+    lease.home.mtu = 1300;
+    let before = bench.node.route_socket().unwrap().link_by_name("eth1").unwrap();
+    // A namespace of this boot is not the owner's, though path and inode agree.
+    ip(&bench.pod, "link add net1 type veth peer name x");
+    let theirs = bench.pod.route_socket().unwrap().link_by_name("net1").unwrap().unwrap();
+    lease.stage = Stage::Plumbed { index: theirs.index };
+    assert!(matches!(bench.whereabouts(&lease), Whereabouts::OnNode(_)));
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
+    assert_eq!(bench.node.route_socket().unwrap().link_by_name("eth1").unwrap(), before);
+    assert_eq!(bench.pod.route_socket().unwrap().link_by_name("net1").unwrap(), Some(theirs));
+    assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn a_nic_that_carries_the_node_by_now_is_left_as_it_is() {
+    let bench = Bench::new();
+    let mut lease = bench.lease(Stage::Plumbed { index: 0 });
+    lease.home.up = false;
+    ip(&bench.node, "addr add 192.0.2.2/24 dev eth1");
+    ip(&bench.node, "route add default via 192.0.2.1 dev eth1");
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
+    assert!(bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap().up);
+    assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn addresses_and_the_bridge_come_back_with_the_nic_but_not_addresses_that_expire() {
+    let bench = Bench::new();
+    ip(&bench.node, "link add br0 type bridge");
+    ip(&bench.node, "link set eth1 master br0");
+    ip(&bench.node, "addr add 192.0.2.2/24 dev eth1");
+    ip(&bench.node, "addr add 192.0.2.3/24 dev eth1 valid_lft 1000 preferred_lft 1000");
+    ip(&bench.node, "addr add fd00::2/64 dev eth1 nodad");
+    let mut routes = bench.node.route_socket().unwrap();
+    let mut lease = bench.lease(Stage::Prepared);
+    lease.home.master = Some(name("br0"));
+    ip(&bench.node, &format!("link set eth1 netns {} name net1", path_of(&bench.pod).display()));
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
+    let link = routes.link_by_name("eth1").unwrap().unwrap();
+    assert_eq!(link.master, routes.link_by_name("br0").unwrap().map(|bridge| bridge.index));
+    let now = routes.addresses().unwrap();
+    let mut now: Vec<String> = now
+        .iter()
+        .filter(|address| address.index == link.index && address.permanent)
+        .map(|address| address.ip.to_string())
+        .filter(|ip| !ip.starts_with("fe80"))
+        .collect();
+    now.sort();
+    assert_eq!(now, ["192.0.2.2", "fd00::2"]);
+}
+
+#[test]
+fn an_address_that_does_not_come_back_is_told() {
+    let bench = Bench::new();
+    ip(&bench.node, "addr add fd00::2/64 dev eth1 nodad");
+    let lease = bench.lease(Stage::Prepared);
+    ip(&bench.node, &format!("link set eth1 netns {} name net1", path_of(&bench.pod).display()));
+    let off = || std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    bench.node.run(off).unwrap().unwrap();
+    let text = bench.bring_home(&lease).unwrap_err().to_string();
+    assert!(text.contains("address fd00::2/64 is missing"), "{text}");
+    assert!(!bench.is_closed(&lease));
 }
 
 #[test]
