@@ -202,7 +202,8 @@ impl Config {
         self
     }
 
-    /// The same with what the runtime passes for those capabilities that the configuration declares.
+    /// The same with what the runtime passes for those capabilities that the configuration declares, and nothing else
+    /// under that key: what a network's author writes there must not pass for the runtime's word.
     #[must_use]
     pub fn with_runtime(mut self, offered: &Object) -> Config {
         let declared = self.object.get("capabilities").and_then(Value::as_object);
@@ -213,7 +214,9 @@ impl Config {
             })
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        if !passed.is_empty() {
+        if passed.is_empty() {
+            self.object.remove("runtimeConfig");
+        } else {
             self.object.insert("runtimeConfig".to_owned(), Value::Object(passed));
         }
         self
@@ -305,7 +308,8 @@ mod tests {
             with.with_runtime(&offered).object()["runtimeConfig"],
             json!({"mac": "52:54:00:00:00:01"})
         );
-        let without = config(json!({"name": "a"})).with_runtime(&offered);
+        let forged = json!({"name": "a", "runtimeConfig": {"mac": "52:54:00:00:00:66"}});
+        let without = config(forged).with_runtime(&offered);
         assert!(!without.object().contains_key("runtimeConfig"));
     }
 

@@ -147,11 +147,11 @@ impl Plugins {
     /// The delegate's own, or why it could not be run.
     pub fn ipam_add(&self, config: &Config, environment: &Environment) -> Result<Option<Success>, Error> {
         let Some(plugin) = config.ipam_type()? else { return Ok(None) };
-        self.add(&plugin, config, environment).map(Some).map_err(|mut error| {
-            if let Err(undo) = self.del(&plugin, config, environment) {
-                error.details.push_str(&format!("; then DEL failed, too: {undo}"));
+        self.add(&plugin, config, environment).map(Some).map_err(|error| {
+            match self.del(&plugin, config, environment) {
+                Ok(()) => error,
+                Err(undo) => error.and_also("then DEL failed, too", &undo),
             }
-            error
         })
     }
 

@@ -94,6 +94,26 @@ impl Error {
         self
     }
 
+    /// The same with a further error in its details: the first cause stays the one that is told.
+    #[must_use]
+    pub fn and_also(mut self, what: &str, further: &Error) -> Self {
+        let separator = if self.details.is_empty() { "" } else { "; " };
+        self.details.push_str(&format!("{separator}{what}: {further}"));
+        self
+    }
+
+    /// All that went wrong, under the code of the first. Goes through to the end of `outcomes`.
+    ///
+    /// # Errors
+    /// The first error, with the others in its details.
+    pub fn all(outcomes: impl IntoIterator<Item = Result<(), Error>>) -> Result<(), Error> {
+        let mut errors = outcomes.into_iter().filter_map(Result::err).collect::<Vec<_>>().into_iter();
+        match errors.next() {
+            None => Ok(()),
+            Some(first) => Err(errors.fold(first, |first, next| first.and_also("also", &next))),
+        }
+    }
+
     /// The error as it stands on stdout, spoken in `version`.
     #[must_use]
     pub fn to_json(&self, version: Version) -> String {

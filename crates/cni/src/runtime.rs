@@ -159,7 +159,7 @@ impl Network {
             return Ok(());
         }
         let environment = Environment::new(Verb::Gc, plugins.path().clone());
-        all(self.plugins.iter().map(|plugin| {
+        Error::all(self.plugins.iter().map(|plugin| {
             let config = self.config(plugin, None, None).with_valid_attachments(valid);
             plugins.gc(&plugin.kind, &config, &environment)
         }))
@@ -251,8 +251,8 @@ impl Runtime {
             cached.network == *network.name()
                 && !valid_set.contains(&ValidAttachment { container_id, if_name })
         });
-        let deleted = all(stale.map(|cached| self.del(network, &cached.attachment)));
-        all([deleted, network.gc(&self.plugins, valid)])
+        let deleted = Error::all(stale.map(|cached| self.del(network, &cached.attachment)));
+        Error::all([deleted, network.gc(&self.plugins, valid)])
     }
 
     /// STATUS.
@@ -262,21 +262,6 @@ impl Runtime {
     pub fn status(&self, network: &Network) -> Result<(), Error> {
         network.status(&self.plugins)
     }
-}
-
-/// Goes through all of it and returns the first error, with the others in its details.
-fn all(outcomes: impl IntoIterator<Item = Result<(), Error>>) -> Result<(), Error> {
-    let mut first: Option<Error> = None;
-    for error in outcomes.into_iter().filter_map(Result::err) {
-        match &mut first {
-            None => first = Some(error),
-            Some(first) => {
-                let separator = if first.details.is_empty() { "" } else { "; " };
-                first.details.push_str(&format!("{separator}also: {error}"));
-            }
-        }
-    }
-    first.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
