@@ -38,9 +38,9 @@ pub mod pluginregistration {
     #![allow(missing_docs, unreachable_pub, clippy::all, clippy::restriction)]
     include!("gen/pluginregistration.rs");
 
-    /// [`PluginInfo::r#type`] of a device plugin.
+    /// `PluginInfo::type` of a device plugin.
     pub const DEVICE_PLUGIN: &str = "DevicePlugin";
-    /// [`PluginInfo::r#type`] of a driver for dynamic resource allocation.
+    /// `PluginInfo::type` of a driver for dynamic resource allocation.
     pub const DRA_PLUGIN: &str = "DRAPlugin";
 }
 
