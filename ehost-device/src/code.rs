@@ -37,10 +37,3 @@ pub(crate) fn ledger(error: ledger::Error) -> Error {
 pub(crate) fn not_home(error: ledger::ReturnError) -> Error {
     Error::from_chain(NOT_HOME, &error)
 }
-
-/// Adds a further error to the details of the first, which stays the one that is told.
-pub(crate) fn and_also(mut first: Error, what: &str, further: &Error) -> Error {
-    let separator = if first.details.is_empty() { "" } else { "; " };
-    first.details.push_str(&format!("{separator}{what}: {further}"));
-    first
-}

@@ -67,17 +67,21 @@ impl Settings {
 
 impl Surroundings {
     pub(crate) fn read(config: &Config) -> Result<Surroundings, Error> {
-        let state = text(config, "stateDir")?.unwrap_or(STATE);
-        if !state.starts_with('/') {
-            return Err(wrong(format!("stateDir {state:?} is not an absolute path")));
-        }
-        let seconds = key(config, "ipamTimeout", "a number of seconds")?.unwrap_or(IPAM_TIMEOUT);
-        if !(1..=LONGEST_IPAM_TIMEOUT).contains(&seconds) {
-            return Err(wrong(format!(
-                "ipamTimeout {seconds} is not from 1 to {LONGEST_IPAM_TIMEOUT} seconds"
-            )));
-        }
-        Ok(Surroundings { ledger: Ledger::at(state), ipam_timeout: Duration::from_secs(seconds.into()) })
+        Ok(Surroundings::new(state_folder(config)?, ipam_timeout(config)?))
+    }
+
+    /// For DEL: a key that is wrong is as good as absent. An ADD with it has been refused, and the DEL that follows must
+    /// not be, or the pod would never end.
+    pub(crate) fn read_leniently(config: &Config) -> Surroundings {
+        let told = |error: &Error| eprintln!("ehost-device: {error}: the usual value is taken");
+        Surroundings::new(
+            state_folder(config).inspect_err(told).unwrap_or(STATE),
+            ipam_timeout(config).inspect_err(told).unwrap_or(IPAM_TIMEOUT),
+        )
+    }
+
+    fn new(state: &str, seconds: u32) -> Surroundings {
+        Surroundings { ledger: Ledger::at(state), ipam_timeout: Duration::from_secs(seconds.into()) }
     }
 
     pub(crate) fn plugins(&self, path: &SearchPath) -> Plugins {
@@ -85,22 +89,45 @@ impl Surroundings {
     }
 }
 
-/// Which NIC the configuration means. What the runtime hands over for this very pod goes before what the network's
-/// author wrote.
+fn state_folder(config: &Config) -> Result<&str, Error> {
+    let state = text(config, "stateDir")?.unwrap_or(STATE);
+    if state.starts_with('/') {
+        Ok(state)
+    } else {
+        Err(wrong(format!("stateDir {state:?} is not an absolute path")))
+    }
+}
+
+fn ipam_timeout(config: &Config) -> Result<u32, Error> {
+    let seconds = key(config, "ipamTimeout", "a number of seconds")?.unwrap_or(IPAM_TIMEOUT);
+    if (1..=LONGEST_IPAM_TIMEOUT).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err(wrong(format!("ipamTimeout {seconds} is not from 1 to {LONGEST_IPAM_TIMEOUT} seconds")))
+    }
+}
+
+/// Which NIC the configuration means. A device ID, which a meta plugin hands over for this very pod, goes before what the
+/// network's author wrote.
 pub(crate) fn selector(config: &Config) -> Result<Selector, Error> {
     let device = |key: &str, id: &str| {
         id.parse::<DeviceId>().map(Selector::Device).map_err(|error| wrong(format!("{key}: {error}")))
     };
-    if let Some(id) = runtime_text(config, "deviceID") {
-        return device("runtimeConfig.deviceID", id);
-    }
-    match (text(config, "deviceID")?, text(config, "pciBusID")?) {
-        (Some(one), Some(other)) if one != other => {
-            return Err(wrong(format!("deviceID {one:?} and pciBusID {other:?} are not the same")));
-        }
-        (Some(id), _) => return device("deviceID", id),
-        (None, Some(id)) => return device("pciBusID", id),
-        (None, None) => {}
+    let named = [
+        ("runtimeConfig.deviceID", runtime_text(config, "deviceID")),
+        ("deviceID", text(config, "deviceID")?),
+        ("pciBusID", text(config, "pciBusID")?),
+    ];
+    let mut named = named.into_iter().filter_map(|(key, id)| Some((key, id?)));
+    if let Some((key, id)) = named.next() {
+        // A meta plugin writes the pod's own device into all of them. Where they differ, one is the network author's
+        // and one the kubelet's, and the NIC of another pod might be taken.
+        return match named.find(|(_, other)| *other != id) {
+            Some((second, other)) => {
+                Err(wrong(format!("{key} {id:?} and {second} {other:?} are not the same")))
+            }
+            None => device(key, id),
+        };
     }
     match (text(config, "device")?, text(config, "hwaddr")?, text(config, "kernelpath")?) {
         (Some(name), None, None) => Ok(Selector::Name(name.to_owned())),
@@ -188,7 +215,7 @@ mod tests {
         let selector = |keys| read(keys).unwrap().selector;
         assert_eq!(
             selector(
-                json!({"deviceID": "0000:00:09.0", "device": "eth1", "runtimeConfig": {"deviceID": "0000:00:0a.0"}})
+                json!({"deviceID": "0000:00:0a.0", "device": "eth1", "runtimeConfig": {"deviceID": "0000:00:0a.0"}})
             ),
             device("0000:00:0a.0")
         );
@@ -231,6 +258,7 @@ mod tests {
             json!({"deviceID": "../../etc"}),
             json!({"deviceID": 7}),
             json!({"deviceID": "0000:00:09.0", "pciBusID": "0000:00:0a.0"}),
+            json!({"deviceID": "0000:00:09.0", "runtimeConfig": {"deviceID": "0000:00:0a.0"}}),
             json!({"device": "eth1", "hwaddr": "52:54:00:c4:e6:cd"}),
             json!({"hwaddr": "52:54:00"}),
             json!({"hwaddr": "ff:ff:ff:ff:ff:ff"}),
@@ -250,6 +278,7 @@ mod tests {
         deviceID: "../../etc" is not a device ID: only letters, digits and . : _ - may stand in it, and no dot first
         deviceID is not a string
         deviceID "0000:00:09.0" and pciBusID "0000:00:0a.0" are not the same
+        runtimeConfig.deviceID "0000:00:0a.0" and deviceID "0000:00:09.0" are not the same
         give only one of device, hwaddr and kernelpath
         hwaddr: "52:54:00" is not a MAC address (expected six pairs of hexadecimal digits: 52:54:00:c4:e6:cd)
         hwaddr: ff:ff:ff:ff:ff:ff is not an address that a NIC can own

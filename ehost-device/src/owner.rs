@@ -1,12 +1,11 @@
 //! Whose a NIC is, and whether it may be taken.
 
 use cni::{Code, Error};
-use ledger::{Lease, Owner, Pod, Stage, Whereabouts};
+use ledger::{Lease, Node, Owner, Pod, Stage, Whereabouts};
 use linux::Netns;
-use nic::lifeline::TornFacts;
-use nic::{Lifeline, Link};
+use nic::Link;
 
-use crate::code::{self, ALREADY_ATTACHED, LIFELINE};
+use crate::code::{ALREADY_ATTACHED, LIFELINE};
 
 /// What is to be done about a lease that stands in the way of an ADD.
 #[derive(Debug)]
@@ -45,12 +44,11 @@ pub(crate) fn judge(lease: &Lease, whereabouts: &Whereabouts, wanted: &Owner) ->
 ///
 /// # Errors
 /// Code 101 with the reason; 5 when routes cannot be read: then no NIC is safe to take.
-pub(crate) fn spare_the_lifeline(
-    routes: &mut linux::route::Socket,
-    link: &Link,
-    allowed: bool,
-) -> Result<(), Error> {
-    let lifeline = lifeline(routes)?;
+pub(crate) fn spare_the_lifeline(node: &mut Node, link: &Link, allowed: bool) -> Result<(), Error> {
+    let lifeline = node.lifeline().map_err(|error| {
+        let code = if matches!(error, linux::Error::Unsteady { .. }) { Code::TRY_AGAIN } else { Code::IO };
+        Error::new(code, "find out what carries the node").caused_by(&error)
+    })?;
     let Some(reason) = lifeline.reason(link.index) else { return Ok(()) };
     if allowed {
         eprintln!(
@@ -65,25 +63,6 @@ pub(crate) fn spare_the_lifeline(
         link.name
     );
     Err(Error::new(LIFELINE, message).with_details(details))
-}
-
-fn lifeline(routes: &mut linux::route::Socket) -> Result<Lifeline, Error> {
-    const ATTEMPTS: u32 = 5;
-    let mut torn: Option<TornFacts> = None;
-    for _ in 0..ATTEMPTS {
-        let links = routes.links().map_err(code::io("find out what carries the node"))?;
-        let table = routes.routes().map_err(code::io("find out what carries the node"))?;
-        let addresses = routes.addresses().map_err(code::io("find out what carries the node"))?;
-        match Lifeline::find(&links, &table, &addresses, &[]) {
-            Ok(lifeline) => return Ok(lifeline),
-            Err(error) => torn = Some(error),
-        }
-    }
-    let error = Error::new(Code::TRY_AGAIN, "find out what carries the node");
-    Err(match torn {
-        Some(torn) => error.caused_by(&torn),
-        None => error,
-    })
 }
 
 /// The owner that an ADD speaks for.

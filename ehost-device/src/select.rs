@@ -1,7 +1,7 @@
 //! Finding the NIC, by the device behind it rather than by what it happens to be called.
 
 use cni::{Code, Error};
-use ledger::{Ledger, Node, Stage};
+use ledger::{Lease, Ledger, Node, Stage};
 use nic::{DeviceId, Link, MacAddr};
 
 use crate::code::{self, DEVICE_NOT_FOUND};
@@ -26,14 +26,17 @@ pub(crate) fn choose(node: &mut Node, ledger: &Ledger, selector: &Selector) -> R
         Selector::Name(name) => {
             let link =
                 node.routes.link_by_name(name).map_err(code::io(format!("look for interface {name:?}")))?;
-            known(node, ledger, link, &format!("interface {name:?}"), |home| {
+            known(node, ledger, link, &format!("interface {name:?}"), |lease| {
+                let home = &lease.home;
                 home.name.as_str() == name || home.alt_names.iter().any(|alternative| alternative == name)
             })
         }
         Selector::Mac(mac) => {
             let links = node.routes.links().map_err(code::io("list interfaces"))?;
             let link = by_mac(&links, *mac)?.cloned();
-            known(node, ledger, link, &format!("interface with MAC {mac}"), |home| home.mac == Some(*mac))
+            known(node, ledger, link, &format!("interface with MAC {mac}"), |lease| {
+                lease.permanent_mac == Some(*mac) || lease.home.mac == Some(*mac)
+            })
         }
     }
 }
@@ -58,7 +61,7 @@ fn known(
     ledger: &Ledger,
     link: Option<Link>,
     what: &str,
-    was: impl Fn(&ledger::Home) -> bool,
+    was: impl Fn(&Lease) -> bool,
 ) -> Result<Chosen, Error> {
     let listing = ledger.list().map_err(code::ledger)?;
     if let Some(link) = link {
@@ -72,7 +75,7 @@ fn known(
         };
         return Ok(Chosen { id, link: Some(link) });
     }
-    match listing.leases.into_iter().find(|lease| was(&lease.home)) {
+    match listing.leases.into_iter().find(was) {
         Some(lease) => Ok(Chosen { id: lease.device, link: None }),
         None => Err(Error::new(DEVICE_NOT_FOUND, format!("there is no {what} on this node"))),
     }

@@ -17,7 +17,7 @@ pub(crate) fn status(status: &Status) -> Result<(), Error> {
         .map_err(|error| unavailable("the kernel's interfaces cannot be read", &error))?;
     surroundings
         .ledger
-        .prepare()
+        .probe()
         .map_err(|error| unavailable("no lease could be written, so no NIC can be handed out", &error))?;
     surroundings.plugins(&status.environment.path).ipam_status(&status.config, &status.environment)
 }

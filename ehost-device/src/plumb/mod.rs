@@ -51,7 +51,7 @@ pub(crate) fn add(add: &Add) -> Result<Success, Error> {
 
     let wanted = owner::owner(add, &pod.netns);
     let (link, inherited) = clear(&mut node, &entry, &settings, &wanted)?;
-    owner::spare_the_lifeline(&mut node.routes, &link, settings.allow_lifeline)?;
+    owner::spare_the_lifeline(&mut node, &link, settings.allow_lifeline)?;
     names_are_free(&mut pod, &link, &add.if_name)?;
     let lease = lease(&mut node, &entry, &link, inherited, wanted)?;
     entry.write(&lease).map_err(code::ledger)?;
@@ -277,20 +277,20 @@ fn undo(
     if addressed {
         let plugins = settings.surroundings.plugins(&add.environment.path);
         if let Err(further) = plugins.ipam_del(&add.config, &add.environment) {
-            error = code::and_also(error, "the addresses could not be given back", &further);
+            error = error.and_also("the addresses could not be given back", &further);
         }
     }
     match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE) {
         Ok(Homecoming::Home | Homecoming::Gone) => error,
         Ok(Homecoming::Displaced { name }) => {
             let further = Error::new(NOT_HOME, format!("{} is home as {name}", lease.device));
-            code::and_also(error, "its name was taken meanwhile", &further)
+            error.and_also("its name was taken meanwhile", &further)
         }
         Ok(Homecoming::OutOfSight) => {
             let further = Error::new(NOT_HOME, format!("device {} is out of sight", lease.device));
-            code::and_also(error, "the NIC could not be brought home", &further)
+            error.and_also("the NIC could not be brought home", &further)
         }
-        Err(further) => code::and_also(error, "the NIC could not be brought home", &code::not_home(further)),
+        Err(further) => error.and_also("the NIC could not be brought home", &code::not_home(further)),
     }
 }
 

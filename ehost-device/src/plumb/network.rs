@@ -35,9 +35,12 @@ pub(super) fn configure(pod: &mut Pod, link: &Link, ipam: &Success) -> Result<()
             .map_err(code::io(what("give an address to")))?;
     }
     for route in &ipam.routes {
-        match pod.routes.prepend_route(&resolve(route, &ipam.ips, link.index)) {
-            // IPAM plugins like to name the route to the subnet itself, which came with the address.
-            Err(error) if error.is_exists() => {}
+        match pod.routes.add_route(&resolve(route, &ipam.ips, link.index)) {
+            // The route to the subnet itself, which IPAM plugins like to name, came with the address. Another that is there
+            // is that of a network before this one, and stays: the cluster's default route leads to all services.
+            Err(error) if error.is_exists() => {
+                eprintln!("ehost-device: the pod has a route to {} already, which stays", route.dst);
+            }
             other => other.map_err(code::io(what("add a route through")))?,
         }
     }

@@ -24,26 +24,19 @@ pub(crate) fn gc(gc: &Gc) -> Result<(), Error> {
         lease.owner.network == gc.config.name().as_str()
             && !valid.contains(&(lease.owner.container_id.as_str(), lease.owner.if_name.as_str()))
     };
-    let mut errors = Vec::new();
+    let mut outcomes = Vec::new();
     let listing = surroundings.ledger.list().map_err(code::ledger)?;
     for unusable in &listing.unusable {
         eprintln!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
     }
     for lease in listing.leases.into_iter().filter(is_stale) {
-        match return_device(&mut node, &surroundings.ledger, &lease.device, None, is_stale) {
-            // An IPAM plugin older than 1.1.0 knows no GC, so its DEL is called as the container's would have been.
-            Ok(Some(lease)) => errors
-                .extend(environment(gc, &lease).and_then(|del| plugins.ipam_del(&gc.config, &del)).err()),
-            Ok(None) => {}
-            Err(error) => errors.push(error),
-        }
+        // An IPAM plugin older than 1.1.0 knows no GC, so its DEL is called as the container's would have been; before
+        // the lease is closed, since after that nobody would know of the address.
+        outcomes.push(environment(gc, &lease).and_then(|del| plugins.ipam_del(&gc.config, &del)));
+        outcomes.push(return_device(&mut node, &surroundings.ledger, &lease.device, None, is_stale));
     }
-    errors.extend(plugins.ipam_gc(&gc.config, &gc.environment).err());
-    let mut errors = errors.into_iter();
-    match errors.next() {
-        None => Ok(()),
-        Some(first) => Err(errors.fold(first, |first, next| code::and_also(first, "and", &next))),
-    }
+    outcomes.push(plugins.ipam_gc(&gc.config, &gc.environment));
+    Error::all(outcomes)
 }
 
 /// What the environment of the DEL would have been that never came.

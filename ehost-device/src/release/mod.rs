@@ -27,17 +27,19 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// IPAM failed, or the NIC is there but did not come home; both are tried, whichever fails. A DEL later tries again.
 pub(crate) fn del(del: &Del) -> Result<(), Error> {
-    let surroundings = Surroundings::read(&del.config)?;
+    let surroundings = Surroundings::read_leniently(&del.config);
     // First, because some IPAM plugins (dhcp) say good-bye through the interface; and always: with the namespace gone,
     // without a lease, for a container that was never attached.
-    let mut outcome = surroundings.plugins(&del.environment.path).ipam_del(&del.config, &del.environment);
-    for error in release(&surroundings.ledger, del) {
-        outcome = match outcome {
-            Ok(()) => Err(error),
-            Err(first) => Err(code::and_also(first, "and", &error)),
-        };
-    }
-    outcome
+    let plugins = surroundings.plugins(&del.environment.path);
+    let given_back = match del.config.ipam_type() {
+        Ok(_) => plugins.ipam_del(&del.config, &del.environment),
+        // No plugin can have been called by such a name, so none has given an address.
+        Err(error) => {
+            eprintln!("ehost-device: {error}: there is no address to give back");
+            Ok(())
+        }
+    };
+    Error::all(std::iter::once(given_back).chain(release(&surroundings.ledger, del).into_iter().map(Err)))
 }
 
 /// Brings home whatever NIC is this container's; returns what went wrong.
@@ -70,16 +72,16 @@ fn release(ledger: &Ledger, del: &Del) -> Vec<Error> {
     errors
 }
 
-/// Brings a device home if, seen under its lock, its lease is one that `is_meant`. Says whether it was.
+/// Brings a device home if, seen under its lock, its lease is one that `is_meant`.
 fn return_device(
     node: &mut Node,
     ledger: &Ledger,
     device: &DeviceId,
     netns: Option<&Path>,
     is_meant: impl Fn(&Lease) -> bool,
-) -> Result<Option<Lease>, Error> {
+) -> Result<(), Error> {
     let entry = ledger.lock(device, LOCK_PATIENCE).map_err(code::ledger)?;
-    let Some(lease) = entry.read().map_err(code::ledger)?.filter(is_meant) else { return Ok(None) };
+    let Some(lease) = entry.read().map_err(code::ledger)?.filter(is_meant) else { return Ok(()) };
     match ledger::bring_home(node, &entry, &lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
         Homecoming::Home => {}
         Homecoming::Gone => eprintln!("ehost-device: device {device} exists no more; its lease is closed"),
@@ -95,7 +97,7 @@ fn return_device(
             lease.owner
         ),
     }
-    Ok(Some(lease))
+    Ok(())
 }
 
 /// What a `Del` says when a name in it cannot be used.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, path_of};
 
 #[test]
 fn add_moves_the_nic_with_addresses_and_routes_and_del_brings_it_home_as_it_was() {
@@ -141,6 +141,48 @@ fn ipv6_addresses_are_usable_when_add_returns() {
     );
     assert!(bench.in_pod("-6 route show").contains("default via fd00::1"));
     bench.run("DEL", &config).expect();
+}
+
+#[test]
+fn the_default_route_of_the_network_before_stays_the_pods() {
+    let bench = Bench::new();
+    bench.in_pod("link add eth0 type veth peer name cluster");
+    bench.in_pod("link set cluster up");
+    bench.in_pod("link set eth0 up");
+    bench.in_pod("addr add 10.244.0.5/24 dev eth0");
+    bench.in_pod("route add default via 10.244.0.1");
+    let added = bench.run("ADD", &bench.config(json!({}))).expect();
+    assert_eq!(bench.in_pod("route show default").trim(), "default via 10.244.0.1 dev eth0");
+    assert!(added.stderr.contains("a route to 0.0.0.0/0 already"), "{}", added.stderr);
+    bench.run("DEL", &bench.config(json!({}))).expect();
+}
+
+#[test]
+fn adds_for_two_nics_do_not_wait_for_each_other() {
+    let bench = Bench::new();
+    bench.on_node("link add eth2 type veth peer name wire2");
+    // Each IPAM call ends only when the other has begun.
+    let here = bench.folder.path().display().to_string();
+    bench.ipam(
+        "meets",
+        &format!(
+            r#"[ $CNI_COMMAND = ADD ] || exit 0
+               touch {here}/$CNI_CONTAINERID
+               until [ -e {here}/one ] && [ -e {here}/two ]; do :; done
+               echo '{{"cniVersion":"1.0.0","ips":[{{"address":"10.0.0.2/24"}}]}}'"#
+        ),
+    );
+    let second = linux::Netns::create().unwrap();
+    let path = path_of(&second).display().to_string();
+    let first = bench.config(json!({"ipam": {"type": "meets"}}));
+    let other = bench.config(json!({"device": "eth2", "ipam": {"type": "meets"}}));
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| bench.run("ADD", &first));
+        bench.run_for("ADD", "two", &path, &other).expect();
+        thread.join().unwrap().expect();
+    });
+    bench.run("DEL", &first).expect();
+    bench.run_for("DEL", "two", &path, &other).expect();
 }
 
 #[test]

@@ -138,6 +138,65 @@ fn a_nic_under_another_name_can_be_given_to_the_next_pod_and_keeps_its_past() {
 }
 
 #[test]
+fn del_succeeds_with_a_configuration_that_no_add_could_have_had() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    for keys in [
+        json!({"ipam": "host-local"}),
+        json!({"ipam": {"type": "../sh"}}),
+        json!({"ipamTimeout": 0}),
+        json!({"mtu": "large", "device": 7}),
+        json!({"prevResult": {"ips": "nonsense"}}),
+    ] {
+        bench.run("ADD", &bench.config(json!({}))).expect();
+        bench.run("DEL", &bench.config(keys)).expect();
+        bench.assert_untouched(&before);
+    }
+    let told = bench.run("DEL", &bench.config(json!({"stateDir": "relative"}))).expect();
+    assert!(told.stderr.contains("is not an absolute path"), "{}", told.stderr);
+}
+
+#[test]
+fn a_bridge_that_is_gone_keeps_no_nic_from_coming_home() {
+    let bench = Bench::new();
+    bench.on_node("link add br0 type bridge");
+    bench.on_node("link set eth1 master br0");
+    bench.run("ADD", &bench.config(json!({}))).expect();
+    bench.on_node("link del br0");
+    bench.run("DEL", &bench.config(json!({}))).expect();
+    assert_eq!(bench.node_link("eth1").unwrap().master, None);
+    assert!(!bench.lease().exists());
+}
+
+#[test]
+fn after_a_reboot_del_gives_the_address_back_and_leaves_the_nic_as_it_is_now() {
+    let bench = Bench::new();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    bench.in_pod(&format!("link set net1 netns {} name eth1", path_of(&bench.node).display()));
+    let lease = std::fs::read_to_string(bench.lease()).unwrap();
+    let boot = linux::boot_id().unwrap();
+    assert!(lease.contains(&boot));
+    std::fs::write(bench.lease(), lease.replace(&boot, "of-another-boot")).unwrap();
+    bench.on_node("link set eth1 mtu 1300");
+    let now = bench.portrait();
+    bench.run_for("DEL", "one", "", &config).expect();
+    bench.assert_untouched(&now);
+    assert_eq!(bench.asked(), ["ADD", "DEL"]);
+}
+
+#[test]
+fn an_ipam_plugin_that_hangs_in_del_is_ended_and_the_nic_comes_home() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.run("ADD", &bench.config(json!({}))).expect();
+    bench.ipam("hangs", "sleep 1000");
+    let failed = bench.run("DEL", &bench.config(json!({"ipam": {"type": "hangs"}, "ipamTimeout": 1})));
+    assert_eq!(failed.code(), 11);
+    bench.assert_untouched(&before);
+}
+
+#[test]
 fn an_ipam_plugin_that_fails_in_del_is_told_and_the_nic_comes_home_all_the_same() {
     let bench = Bench::new();
     let before = bench.portrait();

@@ -69,6 +69,23 @@ fn gc_brings_home_what_the_runtime_does_not_know_and_nothing_else() {
 }
 
 #[test]
+fn gc_gives_the_address_back_before_the_lease_goes_and_goes_on_after_an_error() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.run("ADD", &bench.config(json!({}))).expect();
+    let lease = bench.lease().display().to_string();
+    bench.ipam(
+        "fails",
+        &format!(r#"[ -e {lease} ] || exit 0; echo '{{"cniVersion":"1.1.0","code":143,"msg":"disk full"}}'; exit 1"#),
+    );
+    let gc = json!({"cni.dev/valid-attachments": [], "ipam": {"type": "fails"}});
+    let failed = bench.run_for("GC", "", "", &bench.config(gc));
+    assert_eq!(failed.code(), 143);
+    bench.assert_untouched(&before);
+    assert_eq!(bench.asked(), ["ADD", "DEL", "GC"]);
+}
+
+#[test]
 fn status_says_whether_a_lease_could_be_written() {
     let bench = Bench::new();
     bench.run_for("STATUS", "", "", &bench.config(json!({}))).expect();
