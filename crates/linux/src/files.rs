@@ -17,14 +17,25 @@ const RETRY_LOCK_AFTER: Duration = Duration::from_millis(5);
 /// # Errors
 /// [`Error::File`] with the step that failed.
 pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    replace(dir, name, bytes, 0o600)
+}
+
+/// As [`write_atomically`], with these permissions.
+///
+/// # Errors
+/// [`Error::File`] with the step that failed.
+pub fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let path = dir.join(name);
     let failed = |step, path: &Path, source| Error::File { step, path: path.to_owned(), source };
     let mut file = tempfile::Builder::new()
         .prefix(TEMPORARY)
-        .permissions(std::fs::Permissions::from_mode(0o600))
         .tempfile_in(dir)
         .map_err(|source| failed("create a temporary file in", dir, source))?;
     file.write_all(bytes).map_err(|source| failed("write", &path, source))?;
+    // Not at creation, where the process's umask would have its say.
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(mode))
+        .map_err(|source| failed("set the permissions of", &path, source))?;
     file.as_file().sync_all().map_err(|source| failed("sync", &path, source))?;
     file.persist(&path).map_err(|error| failed("replace", &path, error.error))?;
     sync_folder(dir)
@@ -125,6 +136,16 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(remove_durably(folder.path(), "lease").unwrap());
         assert!(!remove_durably(folder.path(), "lease").unwrap());
+    }
+
+    #[test]
+    fn permissions_are_those_asked_for_whatever_the_umask() {
+        let folder = tempfile::tempdir().unwrap();
+        for mode in [0o755, 0o644, 0o666, 0o600] {
+            replace(folder.path(), "program", b"", mode).unwrap();
+            let metadata = std::fs::metadata(folder.path().join("program")).unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o7777, mode);
+        }
     }
 
     #[test]
