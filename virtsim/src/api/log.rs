@@ -18,15 +18,15 @@ use super::service::Api;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What is wanted of a log.
-pub(super) struct Manner {
+pub(crate) struct Manner {
     /// Goes on until the pod is gone.
-    pub(super) follow: bool,
+    pub(crate) follow: bool,
     /// Only so many of its last lines.
-    pub(super) tail: Option<u64>,
+    pub(crate) tail: Option<u64>,
 }
 
 /// The log of a pod's container; of its only one, where none is named.
-pub(super) fn file(pod: &Value, container: &str, logs: &dyn Logs) -> Result<PathBuf, Error> {
+pub(crate) fn file(pod: &Value, container: &str, logs: &dyn Logs) -> Result<PathBuf, Error> {
     let containers = || pod.items("/spec/initContainers").iter().chain(pod.items("/spec/containers"));
     let names: Vec<_> = containers().map(|container| container.text("/name")).collect();
     let name = match (container, names.as_slice()) {
@@ -44,7 +44,7 @@ pub(super) fn file(pod: &Value, container: &str, logs: &dyn Logs) -> Result<Path
             return Err(Error::BadRequest(format!("container {name} is not valid for pod {}", pod.name())));
         }
     };
-    let file = logs.of(pod.uid(), name);
+    let file = logs.of(pod, name);
     if file.exists() {
         return Ok(file);
     }
@@ -52,7 +52,7 @@ pub(super) fn file(pod: &Value, container: &str, logs: &dyn Logs) -> Result<Path
 }
 
 /// Sends the log, and what is added to it, until the pod is gone, the client leaves, or `stop`.
-pub(super) async fn stream(
+pub(crate) async fn stream(
     api: Api,
     pod: Arc<Value>,
     path: PathBuf,

@@ -8,7 +8,7 @@ mod discovery;
 pub mod error;
 pub mod json;
 pub mod kinds;
-mod log;
+pub(crate) mod log;
 pub mod patch;
 mod path;
 mod protobuf;

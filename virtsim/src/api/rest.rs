@@ -37,7 +37,7 @@ const LARGEST: usize = 3 << 20;
 /// Where the log of a pod's container is: set by whoever runs pods.
 pub trait Logs: Send + Sync {
     /// The file that the container's output goes to.
-    fn of(&self, uid: &str, container: &str) -> PathBuf;
+    fn of(&self, pod: &Value, container: &str) -> PathBuf;
 }
 
 /// What requests are answered from.

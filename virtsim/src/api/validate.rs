@@ -103,6 +103,12 @@ fn wrong_name(kind: &Kind, name: &str) -> Option<String> {
 const DNS_LABEL: &str = "a DNS label has at most 63 lower case letters, digits and '-', with a letter or digit at both ends (for example my-name)";
 const DNS_NAME: &str = "a name has at most 253 lower case letters, digits, '-' and '.', with a letter or digit at both ends of each part (for example example.com)";
 
+/// Whether a Node may have this name.
+#[must_use]
+pub fn is_node_name(name: &str) -> bool {
+    is_dns_name(name)
+}
+
 /// RFC 1123 label.
 #[must_use]
 pub(super) fn is_dns_label(text: &str) -> bool {

@@ -196,6 +196,12 @@ impl Kubelet {
         }
     }
 
+    /// Whether it serves its sockets.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.session.borrow().is_some()
+    }
+
     fn handle(&self) -> Result<Handle, AdmissionError> {
         self.session.borrow().clone().ok_or(AdmissionError::Stopped)
     }

@@ -25,8 +25,9 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The subcommand that nobody types.
 const SUBCOMMAND: &str = "__pod";
 
-/// How [`Role::Enter`] reports that the command could not be run, as shells do.
+/// How [`Role::Enter`] reports that the command could not be run, as shells do: there is none, or it may not be executed.
 pub(super) const NOT_RUN: i32 = 127;
+const NOT_EXECUTABLE: i32 = 126;
 
 /// What a helper process is.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,6 +41,8 @@ pub(super) enum Role {
         argv: Vec<String>,
         env: BTreeMap<String, String>,
         working_dir: PathBuf,
+        /// The standard input is a terminal, to be the command's own.
+        on_terminal: bool,
     },
     Idle,
 }
@@ -70,7 +73,7 @@ pub fn run_if_asked() {
     let outcome = serde_json::from_str(&role).map_err(io::Error::from).and_then(play);
     let code = outcome.unwrap_or_else(|error| {
         eprintln!("virtsim: {error}");
-        NOT_RUN
+        if error.kind() == io::ErrorKind::PermissionDenied { NOT_EXECUTABLE } else { NOT_RUN }
     });
     std::process::exit(code)
 }
@@ -80,7 +83,13 @@ fn play(role: Role) -> io::Result<i32> {
     match role {
         Role::Sandbox(shape) => sandbox(&shape),
         Role::First(shape) => first(&shape),
-        Role::Enter { first, argv, env, working_dir } => enter(first, argv, &env, &working_dir),
+        Role::Enter { first, argv, env, working_dir, on_terminal } => {
+            if on_terminal {
+                rustix::process::setsid()?;
+                rustix::process::ioctl_tiocsctty(io::stdin())?;
+            }
+            enter(first, argv, &env, &working_dir)
+        }
         Role::Idle => loop {
             std::thread::park();
         },

@@ -21,6 +21,6 @@ mod types;
 
 pub use thread::Runtime;
 pub use types::{
-    ContainerConfig, ContainerStatus, ContainerStatuses, Dns, Error, Exec, Options, PortMapping, Sandbox,
-    SandboxConfig, Started,
+    ContainerConfig, ContainerStatus, ContainerStatuses, Dns, Error, Exec, Options, PortMapping, Running,
+    Sandbox, SandboxConfig, Started,
 };

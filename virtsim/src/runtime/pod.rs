@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use linux::Netns;
 use rustix::process::Signal;
+use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, timeout_at};
@@ -19,8 +21,8 @@ use super::network::{PodNetwork, addresses};
 use super::process::{Handle, Holder, Output, enter};
 use super::record::{Record, log_folder};
 use super::types::{
-    ContainerConfig, ContainerStatus, ContainerStatuses, Error, Exec, Options, Sandbox, SandboxConfig,
-    Started,
+    ContainerConfig, ContainerStatus, ContainerStatuses, Error, Exec, Options, Running, Sandbox,
+    SandboxConfig, Started,
 };
 
 /// What containers search when their environment does not say.
@@ -34,11 +36,11 @@ pub(super) enum Command {
         argv: Vec<String>,
         reply: oneshot::Sender<Result<Exec, Error>>,
     },
-    /// How to run a command from another process: see [`super::Runtime::exec_command`].
-    ExecArguments {
+    ExecOnTerminal {
         container: String,
         argv: Vec<String>,
-        reply: oneshot::Sender<Result<[String; 2], Error>>,
+        terminal: OwnedFd,
+        reply: oneshot::Sender<Result<Running, Error>>,
     },
     /// The pod's task ends when this succeeds.
     Stop {
@@ -54,10 +56,17 @@ impl Command {
         match self {
             Command::Start(_, reply) => answer(reply, Err(error)),
             Command::Exec { reply, .. } => answer(reply, Err(error)),
-            Command::ExecArguments { reply, .. } => answer(reply, Err(error)),
+            Command::ExecOnTerminal { reply, .. } => answer(reply, Err(error)),
             Command::Stop { reply, .. } => answer(reply, Err(error)),
         }
     }
+}
+
+/// A command's three streams.
+struct Pipes {
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
 }
 
 pub(super) struct Pod {
@@ -137,8 +146,9 @@ impl Pod {
                 command = commands.recv() => match command {
                     Some(Command::Start(config, reply)) => answer(reply, self.start(config)),
                     Some(Command::Exec { container, argv, reply }) => answer(reply, self.exec(&container, argv)),
-                    Some(Command::ExecArguments { container, argv, reply }) => {
-                        answer(reply, self.enter(&container, argv).map(|role| super::init::arguments(&role)));
+                    Some(Command::ExecOnTerminal { container, argv, terminal, reply }) => {
+                        let running = self.run_in(&container, argv, Output::Terminal(terminal));
+                        answer(reply, running.map(|(_, running)| running));
                     }
                     Some(Command::Stop { grace, reply }) => {
                         let outcome = self.stop(grace).await;
@@ -182,8 +192,13 @@ impl Pod {
             }
             None => argv,
         };
-        let role =
-            Role::Enter { first: holder.first.pid, argv, env: env.clone(), working_dir: working_dir.clone() };
+        let role = Role::Enter {
+            first: holder.first.pid,
+            argv,
+            env: env.clone(),
+            working_dir: working_dir.clone(),
+            on_terminal: false,
+        };
         let failed = |source| Error::Process { step: "start", what: format!("container {name:?}"), source };
         let mut child = enter(&self.options.program, &role, Output::Log(file)).map_err(failed)?;
         let helper = child.id().map(Handle::open).transpose().map_err(failed)?;
@@ -200,23 +215,41 @@ impl Pod {
     }
 
     fn exec(&self, container: &str, argv: Vec<String>) -> Result<Exec, Error> {
-        let failed = |source| Error::Process { step: "run", what: format!("{argv:?}"), source };
-        let role = self.enter(container, argv.clone())?;
-        let mut child = enter(&self.options.program, &role, Output::Pipes).map_err(failed)?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(stdout), Some(stderr)) = (stdout, stderr) else {
-            return Err(failed(std::io::Error::other("it has no pipes")));
+        let (pipes, running) = self.run_in(container, argv, Output::Pipes)?;
+        let Pipes { stdin, stdout: Some(stdout), stderr: Some(stderr) } = pipes else {
+            let source = std::io::Error::other("it has no pipes");
+            return Err(Error::Process { step: "run", what: "the command".to_owned(), source });
         };
-        let (exited, exit) = oneshot::channel();
-        tokio::spawn(async move {
-            let code = child.wait().await.map_or(NOT_RUN, code);
-            // Whoever asked may have gone.
-            let _ = exited.send(code);
-        });
-        Ok(Exec { stdin, stdout, stderr, exit })
+        Ok(Exec { stdin, stdout, stderr, running })
     }
 
-    fn enter(&self, container: &str, argv: Vec<String>) -> Result<Role, Error> {
+    /// Runs a command in a container until it ends, or nobody waits for it any more.
+    fn run_in(&self, container: &str, argv: Vec<String>, output: Output) -> Result<(Pipes, Running), Error> {
+        let failed = |source| Error::Process { step: "run", what: format!("{argv:?}"), source };
+        let on_terminal = matches!(output, Output::Terminal(_));
+        let role = self.enter(container, argv.clone(), on_terminal)?;
+        let mut child = enter(&self.options.program, &role, output).map_err(failed)?;
+        let helper = child.id().map(Handle::open).transpose().map_err(failed)?;
+        let pipes =
+            Pipes { stdin: child.stdin.take(), stdout: child.stdout.take(), stderr: child.stderr.take() };
+        let (mut exited, exit) = oneshot::channel();
+        tokio::spawn(async move {
+            let status = tokio::select! {
+                status = child.wait() => status,
+                () = exited.closed() => {
+                    if let Some(helper) = helper {
+                        helper.signal(Signal::TERM);
+                    }
+                    child.wait().await
+                }
+            };
+            // Whoever asked may have gone.
+            let _ = exited.send(status.map_or(NOT_RUN, code));
+        });
+        Ok((pipes, Running { exit }))
+    }
+
+    fn enter(&self, container: &str, argv: Vec<String>, on_terminal: bool) -> Result<Role, Error> {
         let not_running =
             || Error::NotRunning { uid: self.record.config.pod.uid.clone(), container: container.to_owned() };
         let holder = self.holder.as_ref().ok_or_else(not_running)?;
@@ -227,6 +260,7 @@ impl Pod {
             argv,
             env: container.env.clone(),
             working_dir: container.working_dir.clone(),
+            on_terminal,
         })
     }
 

@@ -107,6 +107,8 @@ pub(super) enum Output {
     Log(File),
     /// To whoever asked.
     Pipes,
+    /// To a terminal, from which the command also reads.
+    Terminal(OwnedFd),
 }
 
 /// Runs a command in the pod's namespaces.
@@ -119,6 +121,9 @@ pub(super) fn enter(program: &Path, role: &Role, output: Output) -> io::Result<C
         }
         Output::Pipes => {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        Output::Terminal(terminal) => {
+            command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
         }
     }
     command.spawn()

@@ -54,14 +54,14 @@ impl Record {
             network.tear_down(there).map_err(failed)?;
             Netns::unpin(netns).map_err(|source| Error::Netns { step: "remove", source })?;
         }
-        // Logs are for people, and a folder that stays hurts nobody.
-        let _ = std::fs::remove_dir_all(log_folder(options, &self.config));
         self.remove(options)
     }
 }
 
 /// Undoes what pods of an earlier process left. What cannot be undone is kept and reported.
 pub(super) fn undo_all(options: &Options) {
+    // Logs are for people, and a folder that stays hurts nobody.
+    let _ = std::fs::remove_dir_all(options.dir.join("logs"));
     let folder = Record::folder(options);
     for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
         let path = entry.path();

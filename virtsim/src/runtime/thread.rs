@@ -1,6 +1,7 @@
 //! The thread that all pods live on, and the way to them.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tracing::warn;
 use super::pod::{Command, Pod};
 use super::record;
 use super::types::{
-    ContainerConfig, ContainerStatuses, Error, Exec, Options, Sandbox, SandboxConfig, Started,
+    ContainerConfig, ContainerStatuses, Error, Exec, Options, Running, Sandbox, SandboxConfig, Started,
 };
 
 /// A container runtime. Clones speak to the same one. It runs until [`Runtime::shutdown`]; when the last clone is gone,
@@ -88,26 +89,24 @@ impl Runtime {
         self.ask(|reply| Order::Pod(uid.to_owned(), Command::Exec { container, argv, reply })).await
     }
 
-    /// Program and arguments by which another process of this machine runs a command in a container with its own
-    /// terminal or streams: the process replaces itself with it.
+    /// Runs a command in a running container on a terminal, the lower end of a pair.
     ///
     /// # Errors
-    /// The pod is not known, or the container does not run.
-    pub async fn exec_command(
+    /// As [`Runtime::exec`].
+    pub async fn exec_on_terminal(
         &self,
         uid: &str,
         container: &str,
         argv: Vec<String>,
-    ) -> Result<Vec<String>, Error> {
+        terminal: OwnedFd,
+    ) -> Result<Running, Error> {
         let container = container.to_owned();
-        let arguments: [String; 2] = self
-            .ask(|reply| Order::Pod(uid.to_owned(), Command::ExecArguments { container, argv, reply }))
-            .await?;
-        let program = self.options.program.display().to_string();
-        Ok([program].into_iter().chain(arguments).collect())
+        let order = |reply| Command::ExecOnTerminal { container, argv, terminal, reply };
+        self.ask(|reply| Order::Pod(uid.to_owned(), order(reply))).await
     }
 
-    /// Ends a pod that [`Runtime::create`] has returned: SIGTERM, SIGKILL after `grace`, CNI DEL, network namespace. Logs go, too.
+    /// Ends a pod that [`Runtime::create`] has returned: SIGTERM, SIGKILL after `grace`, CNI DEL, network namespace.
+    /// Its logs stay, see [`Runtime::remove_logs`].
     ///
     /// # Errors
     /// When CNI DEL fails, the pod's processes are gone and its network stays; it can be tried again.
@@ -125,6 +124,12 @@ impl Runtime {
     #[must_use]
     pub fn log(&self, config: &SandboxConfig, container: &str) -> std::path::PathBuf {
         record::log_folder(&self.options, config).join(format!("{container}.log"))
+    }
+
+    /// Removes the logs of a pod that is gone.
+    pub async fn remove_logs(&self, config: &SandboxConfig) {
+        // Logs are for people, and a folder that stays hurts nobody.
+        let _ = tokio::fs::remove_dir_all(record::log_folder(&self.options, config)).await;
     }
 
     /// Ends all pods at once, without grace, and then the runtime.

@@ -158,7 +158,24 @@ pub struct Exec {
     pub stdout: ChildStdout,
     /// What it writes as errors.
     pub stderr: ChildStderr,
+    /// The command itself.
+    pub running: Running,
+}
+
+/// A command that runs in a container. It gets SIGTERM when this is dropped.
+#[derive(Debug)]
+pub struct Running {
     pub(super) exit: oneshot::Receiver<i32>,
+}
+
+impl Running {
+    /// Waits for its end: its exit code, 128 and the signal's number where a signal ended it.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when the runtime has ended meanwhile.
+    pub async fn wait(self) -> Result<i32, Error> {
+        self.exit.await.map_err(|_| Error::Stopped)
+    }
 }
 
 impl Exec {
@@ -168,7 +185,7 @@ impl Exec {
     /// [`Error::Stopped`] when the runtime has ended meanwhile.
     pub async fn wait(self) -> Result<i32, Error> {
         drop(self.stdin);
-        self.exit.await.map_err(|_| Error::Stopped)
+        self.running.wait().await
     }
 
     /// Waits for its end and takes in what it writes: exit code, output, errors.
@@ -185,7 +202,7 @@ impl Exec {
             what: "the command".into(),
             source,
         })?;
-        Ok((self.exit.await.map_err(|_| Error::Stopped)?, out, err))
+        Ok((self.running.wait().await?, out, err))
     }
 }
 
