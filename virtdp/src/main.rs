@@ -1,3 +1,36 @@
-//! The node agent: discovers virtual NICs, advertises and allocates them.
+//! The node agent: discovers virtual NICs, advertises them to the kubelet, answers its allocations.
+//!
+//! The folders are in the order of the flow: [`discover`] reads what the node has, [`advertise`] tells the kubelet, [`allocate`]
+//! answers what it asks. One task owns what was discovered, one owns what is offered, one the registration; each hands its
+//! state on through a `watch` channel.
 
-fn main() {}
+mod advertise;
+mod agent;
+mod allocate;
+mod cli;
+mod discover;
+mod log;
+mod readable;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse_from(cli::with_two_dashes(std::env::args_os()));
+    let settings = arguments.settings();
+    let outcome = match arguments.command {
+        Some(cli::Command::Discover { json }) => discover::print::run(&settings, json),
+        None => {
+            log::start(arguments.logging());
+            agent::main(settings)
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("virtdp: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

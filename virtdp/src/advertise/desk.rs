@@ -1,0 +1,121 @@
+//! The task that owns what is offered. It hears of new looks at the node and of allocations, and hands the list on.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use nic::DeviceId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::offers::{Offer, Offers, Refusal};
+use crate::allocate::{DeviceInfo, checkpoint};
+use crate::cli::Settings;
+use crate::discover::Sight;
+
+/// What is offered: nothing is known yet, or the list.
+pub(crate) type List = Option<Arc<Vec<Offer>>>;
+
+/// The way to the desk.
+#[derive(Clone, Debug)]
+pub(crate) struct Desk(mpsc::Sender<Request>);
+
+struct Request {
+    ids: Vec<String>,
+    reply: oneshot::Sender<Result<Vec<Offer>, Refusal>>,
+}
+
+/// The agent is stopping.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl Desk {
+    pub(crate) fn new() -> (Desk, Requests) {
+        let (sender, receiver) = mpsc::channel(16);
+        (Desk(sender), Requests(receiver))
+    }
+
+    /// Gives devices to a container, see [`Offers::allocate`].
+    pub(crate) async fn allocate(&self, ids: Vec<String>) -> Result<Result<Vec<Offer>, Refusal>, Closed> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Request { ids, reply }).await.map_err(|_| Closed)?;
+        answer.await.map_err(|_| Closed)
+    }
+}
+
+/// What the desk is asked.
+pub(crate) struct Requests(mpsc::Receiver<Request>);
+
+/// Runs the desk until `stop`.
+pub(crate) async fn run(
+    settings: Settings,
+    mut sight: watch::Receiver<Sight>,
+    mut requests: Requests,
+    list: watch::Sender<List>,
+    stop: CancellationToken,
+) {
+    let device_info = DeviceInfo::new(&settings);
+    let mut offers: Option<Offers> = None;
+    loop {
+        let now = Instant::now();
+        let expiry = offers.as_ref().and_then(|offers| offers.expires(now));
+        tokio::select! {
+            changed = sight.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let seen = sight.borrow_and_update().clone();
+                match (seen, &mut offers) {
+                    (Sight::Clear(survey), Some(offers)) => offers.update(&survey, now),
+                    (Sight::Clear(survey), none) => {
+                        let given = given(&settings);
+                        let begun = none.insert(Offers::begin(&survey, &given, now));
+                        // The kubelet replays old answers to Allocate after a reboot, and /run is empty then.
+                        device_info.write(begun.in_use(&given)).await;
+                    }
+                    (Sight::Blind(why), Some(offers)) => offers.go_blind(&why),
+                    // Without one clear look there is nothing to offer, and what pods have must not be missing.
+                    (Sight::Blind(_), None) | (Sight::Unknown, _) => {}
+                }
+            }
+            request = requests.0.recv() => {
+                let Some(Request { ids, reply }) = request else { return };
+                let unknown = |ids: Vec<String>| {
+                    Err(Refusal::Unknown(ids.join(","), ": the node was not looked at yet".to_owned()))
+                };
+                let answer = match &mut offers {
+                    Some(offers) => offers.allocate(&ids, now),
+                    None => unknown(ids),
+                };
+                // The kubelet may have hung up.
+                let _ = reply.send(answer);
+            }
+            () = sleep_until(expiry.unwrap_or(now)), if expiry.is_some() => {
+                if let Some(offers) = &mut offers {
+                    offers.expire(&given(&settings), Instant::now());
+                }
+            }
+            () = stop.cancelled() => return,
+        }
+        if let Some(offers) = &offers {
+            let new = offers.list();
+            list.send_if_modified(|old| {
+                let differs = old.as_deref() != Some(&new);
+                if differs {
+                    *old = Some(Arc::new(new));
+                }
+                differs
+            });
+        }
+    }
+}
+
+/// What the kubelet has given to pods, by its checkpoint. A hint: without it we know a little less.
+fn given(settings: &Settings) -> BTreeSet<DeviceId> {
+    let path = settings.kubelet.checkpoint();
+    checkpoint::given(&path, &settings.pool.resource).unwrap_or_else(|error| {
+        warn!(reason = format!("{error:#}"), "the kubelet's checkpoint cannot be read");
+        BTreeSet::new()
+    })
+}

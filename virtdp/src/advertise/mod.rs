@@ -1,0 +1,162 @@
+//! Advertising: what is offered, and the registration with the kubelet that carries it there.
+//!
+//! The kubelet never asks again by itself. So a registration is watched for as long as it lasts: when its stream ends, its
+//! socket vanishes or the kubelet has a new socket, the old one is closed first, and then everything is done anew under a
+//! new name. Source: `pkg/kubelet/cm/devicemanager` of v1.36.
+
+mod desk;
+mod folder;
+mod offers;
+mod patience;
+mod service;
+mod session;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kubelet_api::{LOCALHOST, connect};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use self::desk::List;
+use self::folder::{Folder, Identity};
+use self::patience::{Backoff, Complaint};
+use self::service::Service;
+use self::session::{Ended, Session};
+use crate::cli::Settings;
+
+pub(crate) use self::desk::{Desk, run as offer};
+pub(crate) use self::offers::Offer;
+
+/// How long the kubelet may take to accept a connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A registration that lasted this long was a good one: the next is tried without delay.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+
+/// Why there is no registration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error(
+        "waiting for the kubelet: {} does not exist; is the kubelet running, and is its folder mounted here?", .0.display()
+    )]
+    NoFolder(PathBuf),
+    #[error("waiting for the kubelet: {} is not a folder", .0.display())]
+    NotFolder(PathBuf),
+    #[error("waiting for the kubelet: {} does not exist; is the kubelet running?", .0.display())]
+    NoSocket(PathBuf),
+    #[error("waiting for the kubelet: {}; is the kubelet running?", causes(.0))]
+    Connect(kubelet_api::ConnectError),
+    #[error("waiting for the kubelet's folder: {}; is it mounted, and writable?", causes(.0))]
+    Bind(kubelet_api::ServeError),
+    #[error("waiting for the kubelet: it refused the registration: {0}")]
+    Refused(String),
+    #[error("waiting for the kubelet: it did not answer the registration within {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("waiting for the kubelet: it took the registration, but did not ask for the devices within {} s", .0.as_secs())]
+    NoStream(Duration),
+}
+
+/// An error with all its causes, on one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // The HTTP library repeats itself.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Keeps the agent registered until `stop`.
+pub(crate) async fn register(
+    settings: Settings,
+    mut list: watch::Receiver<List>,
+    desk: Desk,
+    stop: CancellationToken,
+) {
+    // Without one clear look at the node there is nothing to say, and too short a list would cost running pods their NICs.
+    tokio::select! {
+        known = list.wait_for(Option::is_some) => if known.is_err() { return },
+        () = stop.cancelled() => return,
+    }
+    let started = Instant::now();
+    let kubelet_socket = settings.kubelet.registration_socket();
+    let mut folder = Folder::new(settings.kubelet.device_plugins());
+    let mut backoff = Backoff::default();
+    let mut complaint = Complaint::default();
+    let mut number = 0_u32;
+    loop {
+        number = number.saturating_add(1);
+        folder.remove_stale_sockets().await;
+        let service = Service::new(&settings, list.clone(), desk.clone(), started);
+        let before = Identity::of(&kubelet_socket);
+        let since = Instant::now();
+        match registration(&settings, service, &mut folder, &mut complaint, number, &stop).await {
+            Ok(Ended::Stopped) => return,
+            Ok(why) => {
+                info!(reason = %why, "the registration with the kubelet has ended, registering anew");
+                if since.elapsed() >= GOOD_AFTER {
+                    backoff.reset();
+                    continue;
+                }
+            }
+            Err(trouble) => {
+                let text = trouble.to_string();
+                if complaint.is_due(&text, Instant::now()) {
+                    warn!("{text}");
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next()) => {}
+            () = folder.replaced(&kubelet_socket, before) => backoff.reset(),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// One registration, from the first look at the kubelet's folder to its end.
+async fn registration(
+    settings: &Settings,
+    service: Service,
+    folder: &mut Folder,
+    complaint: &mut Complaint,
+    number: u32,
+    stop: &CancellationToken,
+) -> Result<Ended, Trouble> {
+    let kubelet_socket = settings.kubelet.registration_socket();
+    folder.check()?;
+    let Some(kubelet) = Identity::of(&kubelet_socket) else {
+        return Err(Trouble::NoSocket(kubelet_socket));
+    };
+    let channel = tokio::select! {
+        connected = connect(&kubelet_socket, LOCALHOST, CONNECT_WITHIN) => connected.map_err(Trouble::Connect)?,
+        () = stop.cancelled() => return Ok(Ended::Stopped),
+    };
+    let mut session = Session::open(folder.path(), service, number).map_err(Trouble::Bind)?;
+    let outcome = tokio::select! {
+        outcome = session.register(channel, &settings.pool.resource) => outcome,
+        () = stop.cancelled() => Ok(()),
+    };
+    let ended = match outcome {
+        Ok(()) if stop.is_cancelled() => Ok(Ended::Stopped),
+        Ok(()) => {
+            complaint.forget();
+            tokio::select! {
+                ended = session.lasts(folder, &kubelet_socket, kubelet) => Ok(ended),
+                () = stop.cancelled() => Ok(Ended::Stopped),
+            }
+        }
+        Err(trouble) => Err(trouble),
+    };
+    // The old stream must be closed before the next registration, or its end takes the new one with it.
+    session.end().await;
+    ended
+}

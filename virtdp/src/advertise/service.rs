@@ -1,0 +1,203 @@
+//! The service that the kubelet calls: decode, ask, encode.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use kubelet_api::deviceplugin::device_plugin_server::DevicePlugin;
+use kubelet_api::deviceplugin::{
+    AllocateRequest, AllocateResponse, Device, DevicePluginOptions, Empty, HEALTHY, ListAndWatchResponse,
+    NumaNode, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
+    PreferredAllocationResponse, TopologyInfo, UNHEALTHY,
+};
+use kubelet_api::tonic::{self, Request, Response, Status};
+use nic::ResourceName;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::WatchStream;
+use tracing::{debug, info, warn};
+
+use super::desk::{Desk, List};
+use super::offers::{Offer, Refusal};
+use super::session::options;
+use crate::allocate::{self, DeviceInfo};
+use crate::cli::Settings;
+
+/// How many ListAndWatch streams there were, and are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Streams {
+    pub(crate) opened: u32,
+    pub(crate) open: u32,
+}
+
+/// What is served on the socket of one registration.
+#[derive(Clone)]
+pub(crate) struct Service {
+    resource: ResourceName,
+    list: watch::Receiver<List>,
+    desk: Desk,
+    device_info: DeviceInfo,
+    streams: watch::Sender<Streams>,
+    /// It was said that the kubelet accepted us.
+    accepted: Arc<AtomicBool>,
+    started: Instant,
+}
+
+impl Service {
+    pub(crate) fn new(
+        settings: &Settings,
+        list: watch::Receiver<List>,
+        desk: Desk,
+        started: Instant,
+    ) -> Self {
+        Service {
+            resource: settings.pool.resource.clone(),
+            list,
+            desk,
+            device_info: DeviceInfo::new(settings),
+            streams: watch::Sender::default(),
+            accepted: Arc::default(),
+            started,
+        }
+    }
+
+    pub(crate) fn streams(&self) -> watch::Receiver<Streams> {
+        self.streams.subscribe()
+    }
+
+    /// Says once that we are registered. The kubelet asks for the devices before or after its answer to Register; both tell.
+    pub(crate) fn accepted(&self) {
+        if !self.accepted.swap(true, Ordering::Relaxed) {
+            let milliseconds = self.started.elapsed().as_millis();
+            info!(resource = %self.resource, milliseconds, "registered with the Kubelet");
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for Service {
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        debug!("GetDevicePluginOptions");
+        Ok(Response::new(options()))
+    }
+
+    type ListAndWatchStream = Lists;
+
+    async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Lists>, Status> {
+        self.accepted();
+        Ok(Response::new(Lists::new(self.list.clone(), self.streams.clone())))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        let list = self.list.borrow().clone().unwrap_or_default();
+        let response = allocate::preferred(request.get_ref(), &list);
+        debug!(preferred = ?response.container_responses, "GetPreferredAllocation");
+        Ok(Response::new(response))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let mut containers = Vec::new();
+        for container in request.into_inner().container_requests {
+            let answer = self.desk.allocate(container.device_ids).await;
+            let answer = answer.map_err(|_| Status::unavailable("the agent stops"))?;
+            containers.push(answer.map_err(|refusal| {
+                warn!(reason = %refusal, "Allocate refused");
+                status(&refusal)
+            })?);
+        }
+        for offer in containers.iter().flatten() {
+            info!("DeviceID in Allocate: {}", offer.id);
+        }
+        self.device_info.write(containers.iter().flatten().cloned().collect()).await;
+        Ok(Response::new(allocate::response(&self.resource, &containers)))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        // We do not ask for this call, but who makes it must not fail.
+        Ok(Response::new(PreStartContainerResponse {}))
+    }
+}
+
+fn status(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Unknown(..) => Status::not_found(refusal.to_string()),
+        Refusal::Ill(..) => Status::failed_precondition(refusal.to_string()),
+    }
+}
+
+/// The lists that one ListAndWatch call sends: the first at once, others when they differ from what was sent.
+pub(crate) struct Lists {
+    list: WatchStream<List>,
+    sent: Option<Vec<Device>>,
+    streams: watch::Sender<Streams>,
+}
+
+impl Lists {
+    fn new(list: watch::Receiver<List>, streams: watch::Sender<Streams>) -> Self {
+        streams.send_modify(|streams| {
+            streams.opened = streams.opened.saturating_add(1);
+            streams.open = streams.open.saturating_add(1);
+        });
+        Lists { list: WatchStream::new(list), sent: None, streams }
+    }
+}
+
+impl Drop for Lists {
+    fn drop(&mut self) {
+        self.streams.send_modify(|streams| streams.open = streams.open.saturating_sub(1));
+    }
+}
+
+impl Stream for Lists {
+    type Item = Result<ListAndWatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let offers = match Pin::new(&mut self.list).poll_next(cx) {
+                Poll::Ready(Some(Some(offers))) => offers,
+                Poll::Ready(Some(None)) => continue,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            };
+            let devices: Vec<Device> = offers.iter().map(device).collect();
+            // The kubelet writes its checkpoint for each message.
+            if self.sent.as_ref() != Some(&devices) {
+                info!("ListAndWatch: send {}", describe(&offers));
+                self.sent = Some(devices.clone());
+                return Poll::Ready(Some(Ok(ListAndWatchResponse { devices })));
+            }
+        }
+    }
+}
+
+fn device(offer: &Offer) -> Device {
+    Device {
+        id: offer.id.to_string(),
+        health: if offer.ill.is_none() { HEALTHY } else { UNHEALTHY }.to_owned(),
+        // A node that is not known must not be named: the kubelet would align pods with node 0.
+        topology: offer.numa_node.map(|id| TopologyInfo { nodes: vec![NumaNode { id: id.into() }] }),
+    }
+}
+
+fn describe(offers: &[Offer]) -> String {
+    let one = |offer: &Offer| match &offer.ill {
+        None => format!("{} {HEALTHY}", offer.id),
+        Some(why) => format!("{} {UNHEALTHY} ({why})", offer.id),
+    };
+    let all: Vec<String> = offers.iter().map(one).collect();
+    if all.is_empty() { "no devices: no NIC to offer".to_owned() } else { all.join(", ") }
+}

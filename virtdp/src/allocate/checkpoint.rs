@@ -1,0 +1,102 @@
+//! The kubelet's checkpoint, read as a hint: which of our devices pods have.
+//!
+//! Source: `pkg/kubelet/cm/devicemanager/checkpoint/checkpoint.go`. The checksum is over Go's own rendering of the content and is
+//! not checked: nothing rests on this alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use nic::{DeviceId, ResourceName};
+use serde::Deserialize;
+
+/// 250 pods with ten devices each make less than one megabyte.
+const LARGEST: u64 = 16 * 1024 * 1024;
+
+#[derive(Deserialize)]
+struct Checkpoint {
+    #[serde(rename = "Data")]
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    #[serde(rename = "PodDeviceEntries")]
+    entries: Option<Vec<Entry>>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "ResourceName")]
+    resource: String,
+    /// By NUMA node.
+    #[serde(rename = "DeviceIDs")]
+    devices: Option<BTreeMap<String, Vec<String>>>,
+}
+
+/// The devices of `resource` that pods have. None if there is no checkpoint.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub(crate) fn given(path: &Path, resource: &ResourceName) -> Result<BTreeSet<DeviceId>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(BTreeSet::new());
+        }
+        Err(error) => return Err(error).context(path.display().to_string()),
+    };
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes).context(path.display().to_string())?;
+    let checkpoint: Checkpoint = serde_json::from_slice(&bytes).context(path.display().to_string())?;
+    let ours = checkpoint
+        .data
+        .entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry.resource == resource.as_str())
+        .filter_map(|entry| entry.devices)
+        .flat_map(BTreeMap::into_values)
+        .flatten();
+    Ok(ours.filter_map(|id| id.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint");
+        std::fs::write(&path, text).unwrap();
+        let given = given(&path, &"kernel.org/virt".parse().unwrap())?;
+        Ok(given.into_iter().map(|id| id.to_string()).collect())
+    }
+
+    #[test]
+    fn only_our_devices_are_read_of_a_checkpoint() {
+        // As kubelet 1.36 writes it.
+        let text = r#"{"Data":{"PodDeviceEntries":[
+            {"PodUID":"a","ContainerName":"c","ResourceName":"kernel.org/virt","DeviceIDs":{"-1":["0000:00:0a.0"],"0":["0000:00:09.0"]},"AllocResp":"CgA="},
+            {"PodUID":"b","ContainerName":"c","ResourceName":"example.com/gpu","DeviceIDs":{"-1":["gpu0"]},"AllocResp":""},
+            {"PodUID":"c","ContainerName":"c","ResourceName":"kernel.org/virt","DeviceIDs":null,"AllocResp":null}],
+            "RegisteredDevices":{"kernel.org/virt":["0000:00:0b.0"]}},"Checksum":3014321}"#;
+        assert_eq!(read(text).unwrap(), ["0000:00:09.0", "0000:00:0a.0"]);
+        assert!(
+            read(r#"{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{}},"Checksum":1}"#)
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_missing_checkpoint_is_empty_and_a_torn_one_an_error() {
+        let missing = given(Path::new("/nonexistent/checkpoint"), &"kernel.org/virt".parse().unwrap());
+        assert!(missing.unwrap().is_empty());
+        for torn in ["", "{", "[]", r#"{"Data":7}"#, "\u{0}\u{0}"] {
+            assert!(read(torn).is_err(), "{torn:?} was taken");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What was typed, and what it means.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use kubelet_api::KubeletDir;
+use nic::{Pool, ResourceName};
+
+use crate::log::{Logging, Style};
+
+/// What the agent works on.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Which NICs, under which name.
+    pub(crate) pool: Pool,
+    /// The kubelet's folder.
+    pub(crate) kubelet: KubeletDir,
+    /// Where the ledger is.
+    pub(crate) state: PathBuf,
+    /// Where device-info files go.
+    pub(crate) device_info: PathBuf,
+    /// A mounted sysfs.
+    pub(crate) sysfs: PathBuf,
+    /// Addresses of the node.
+    pub(crate) node_addresses: Vec<IpAddr>,
+}
+
+/// Finds the virtual NICs of this node and offers them to the kubelet as an extended resource.
+///
+/// The NIC that the node lives by (default routes of IPv4 and IPv6, through bonds, bridges, VLANs and the like) is never offered.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    node: NodeArguments,
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show every interface of this node: offered or not, and why. Changes nothing, and works beside a running agent.
+    Discover {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct NodeArguments {
+    /// The extended resource that pods ask for
+    #[arg(long, global = true, value_name = "NAME", default_value = "kernel.org/virt")]
+    resource: ResourceName,
+    /// A driver whose NICs are offered; may be repeated
+    #[arg(long = "driver", global = true, value_name = "NAME", default_value = "virtio_net")]
+    drivers: Vec<String>,
+    /// An address of the node, whose NIC is never offered; may be repeated
+    #[arg(long = "node-ip", global = true, value_name = "IP")]
+    node_addresses: Vec<IpAddr>,
+    /// The kubelet's folder (its --root-dir)
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    kubelet_dir: PathBuf,
+    /// Where ehost-device keeps its ledger of NICs in pods; only read
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/virtnet")]
+    state_dir: PathBuf,
+    /// Where device-info files are written
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/run/k8s.cni.cncf.io/devinfo/dp")]
+    device_info_dir: PathBuf,
+    /// The mounted sysfs
+    #[arg(long, global = true, value_name = "DIR", default_value = "/sys")]
+    sysfs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct LogArguments {
+    /// Log in klog's form
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = clap::ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
+    logtostderr: bool,
+    /// The same as --logtostderr: there are no log files
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", action = clap::ArgAction::Set, value_name = "BOOL", hide = true)]
+    alsologtostderr: bool,
+    /// Accepted for glog's sake: there are no log files, so everything goes to standard error
+    #[arg(long, global = true, value_name = "SEVERITY", hide = true)]
+    stderrthreshold: Option<String>,
+    /// How much to log: 4 and more is everything
+    #[arg(short = 'v', long = "v", global = true, value_name = "N", default_value_t = 0)]
+    verbosity: u32,
+}
+
+impl Arguments {
+    pub(crate) fn settings(&self) -> Settings {
+        let node = &self.node;
+        Settings {
+            pool: Pool { resource: node.resource.clone(), drivers: node.drivers.clone() },
+            kubelet: KubeletDir::at(&node.kubelet_dir),
+            state: node.state_dir.clone(),
+            device_info: node.device_info_dir.clone(),
+            sysfs: node.sysfs.clone(),
+            node_addresses: node.node_addresses.clone(),
+        }
+    }
+
+    pub(crate) fn logging(&self) -> Logging {
+        let style =
+            if self.log.logtostderr || self.log.alsologtostderr { Style::Klog } else { Style::Readable };
+        // From 4 on is what klog's users call debugging.
+        Logging { style, debug: self.log.verbosity >= 4 }
+    }
+}
+
+/// Go's `flag` takes long options with one dash, too, and so did the 2018 program.
+pub(crate) fn with_two_dashes(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    const LONG: [&str; 3] = ["logtostderr", "alsologtostderr", "stderrthreshold"];
+    arguments.map(|argument| {
+        let name = argument.to_str().and_then(|text| text.strip_prefix('-')).unwrap_or_default();
+        let name = name.split_once('=').map_or(name, |(name, _)| name);
+        if !LONG.contains(&name) {
+            return argument;
+        }
+        let mut long = OsString::from("-");
+        long.push(argument);
+        long
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Arguments {
+        let words = line.split_whitespace().map(OsString::from);
+        Arguments::try_parse_from(with_two_dashes(words)).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    #[test]
+    fn the_flags_of_2018_are_taken() {
+        for line in [
+            "virtdp --logtostderr -v 10",
+            "virtdp --logtostderr -v=10",
+            "virtdp -logtostderr=true -v=10",
+            "virtdp --logtostderr --v 10",
+            "virtdp -alsologtostderr --v=10 -stderrthreshold=INFO",
+        ] {
+            assert_eq!(parse(line).logging(), Logging { style: Style::Klog, debug: true }, "{line}");
+        }
+        assert_eq!(parse("virtdp").logging(), Logging { style: Style::Readable, debug: false });
+        assert_eq!(parse("virtdp --logtostderr=false -v1").logging().style, Style::Readable);
+    }
+
+    #[test]
+    fn defaults_are_those_of_a_node() {
+        let settings = parse("virtdp").settings();
+        assert_eq!(settings.pool.resource.as_str(), "kernel.org/virt");
+        assert_eq!(settings.pool.drivers, ["virtio_net"]);
+        assert_eq!(
+            settings.kubelet.registration_socket().to_str(),
+            Some("/var/lib/kubelet/device-plugins/kubelet.sock")
+        );
+    }
+
+    #[test]
+    fn options_may_stand_behind_the_command() {
+        let arguments = parse(
+            "virtdp discover --json --sysfs /tmp/x --driver e1000 --driver virtio_net --node-ip fd00::1",
+        );
+        assert!(matches!(arguments.command, Some(Command::Discover { json: true })));
+        let settings = arguments.settings();
+        assert_eq!((settings.sysfs.to_str(), settings.pool.drivers.len()), (Some("/tmp/x"), 2));
+        assert_eq!(settings.node_addresses.len(), 1);
+    }
+
+    #[test]
+    fn bad_names_and_addresses_are_refused() {
+        for line in ["virtdp --resource virt", "virtdp --node-ip eth0", "virtdp -v lots", "virtdp --sysfs"] {
+            assert!(Arguments::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
+}

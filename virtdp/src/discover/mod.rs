@@ -1,0 +1,103 @@
+//! Discovering: what NICs the node has, which of them are for pods, and why; again whenever something changes.
+//!
+//! A reading that failed is never taken for an empty one. As long as the node cannot be read, nothing of it is offered, and
+//! the log says so.
+
+mod changes;
+pub(crate) mod print;
+mod read;
+mod report;
+mod survey;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use self::changes::Changes;
+use self::read::Reader;
+use self::report::Report;
+pub(crate) use self::survey::{Seen, Survey};
+use crate::cli::Settings;
+
+/// What is known of the node.
+#[derive(Clone, Debug)]
+pub(crate) enum Sight {
+    /// Nobody has looked yet.
+    Unknown,
+    /// This is what it looks like.
+    Clear(Arc<Survey>),
+    /// It cannot be read, for this reason.
+    Blind(String),
+}
+
+/// Without any event, look again after this time: no source of events is perfect.
+const RESYNC: Duration = Duration::from_secs(30);
+/// After a failed reading look again soon, then less often.
+const RETRY: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+
+/// Follows the node until `stop`. The one owner of what was discovered.
+pub(crate) async fn follow(settings: Settings, sight: watch::Sender<Sight>, stop: CancellationToken) {
+    // Listening begins before the first look, so that no change falls in between.
+    let mut changes = Changes::new();
+    let mut reader = Reader::new(&settings);
+    let mut report = Report::default();
+    let mut failures = 0_usize;
+    loop {
+        let started = Instant::now();
+        // Files and netlink are read on a thread of their own: the kubelet is answered meanwhile.
+        let pool = settings.pool.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let survey = reader.read(&pool);
+            (reader, survey)
+        });
+        let read = tokio::select! {
+            read = read => read,
+            () = stop.cancelled() => return,
+        };
+        let survey = match read {
+            Ok((back, survey)) => {
+                reader = back;
+                survey
+            }
+            Err(panicked) => {
+                reader = Reader::new(&settings);
+                Err(anyhow::Error::new(panicked).context("reading the node ended early"))
+            }
+        };
+        let again_after = match survey {
+            Ok(survey) => {
+                failures = 0;
+                report.tell(&survey, &settings.pool);
+                if matches!(*sight.borrow(), Sight::Unknown) {
+                    info!(
+                        milliseconds = started.elapsed().as_millis(),
+                        "looked at all interfaces of the node"
+                    );
+                }
+                sight.send_replace(Sight::Clear(Arc::new(survey)));
+                RESYNC
+            }
+            Err(failure) => {
+                let why = format!("{failure:#}");
+                if report.failed(&why) {
+                    error!(
+                        reason = why,
+                        "no NIC is offered: the node's interfaces and routes cannot be read"
+                    );
+                }
+                sight.send_replace(Sight::Blind(why));
+                let pause = RETRY.get(failures).or(RETRY.last()).copied().unwrap_or(RESYNC);
+                failures = failures.saturating_add(1);
+                pause
+            }
+        };
+        tokio::select! {
+            () = changes.settled(again_after) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}

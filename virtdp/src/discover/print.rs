@@ -1,0 +1,183 @@
+//! `virtdp discover`: every interface of the node, whether it is offered, and why.
+
+use std::io::Write;
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context as _, Result};
+use nic::{Health, Standing};
+use serde::Serialize;
+
+use super::read::Reader;
+use super::survey::{Seen, Survey};
+use crate::cli::Settings;
+
+/// Looks once, and prints.
+///
+/// # Errors
+/// The node cannot be read, or standard output is closed.
+pub(crate) fn run(settings: &Settings, json: bool) -> Result<()> {
+    let survey = Reader::new(settings).read(&settings.pool).context("the node cannot be read")?;
+    let rows = rows(&survey);
+    // Colour only on a terminal, and not with NO_COLOR.
+    let mut out = anstream::stdout().lock();
+    if json {
+        let resource = settings.pool.resource.as_str();
+        let text = serde_json::to_string_pretty(&Report { resource, interfaces: &rows })?;
+        writeln!(out, "{text}")?;
+        return Ok(());
+    }
+    out.write_all(table(&rows).as_bytes())?;
+    let offered = rows.iter().filter(|row| matches!(row.state, State::Offered | State::InUse)).count();
+    writeln!(out, "\n{}: {offered} of {} NICs", settings.pool.resource, survey.nics.len())?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    resource: &'a str,
+    interfaces: &'a [Row],
+}
+
+/// One line: a NIC, an interface that is none, or a device that cannot be understood.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    /// The device's ID, as the kubelet knows it.
+    device: Option<String>,
+    interface: Option<String>,
+    driver: Option<String>,
+    /// Vendor and device number.
+    hardware: Option<String>,
+    mac: Option<String>,
+    numa_node: Option<u16>,
+    state: State,
+    reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// For pods, and at home.
+    Offered,
+    /// For pods, and away from home.
+    InUse,
+    /// For pods, but ill.
+    Unhealthy,
+    /// Not for pods.
+    Skipped,
+    /// Cannot be understood.
+    Unreadable,
+}
+
+fn rows(survey: &Survey) -> Vec<Row> {
+    let nics = survey.nics.iter().map(|seen| of_nic(seen, survey));
+    let others = survey.others.iter().map(|other| Row {
+        interface: Some(other.name.to_string()),
+        ..Row::new(State::Skipped, other.why.clone())
+    });
+    let unreadable = survey.unreadable.iter().map(|device| Row {
+        device: Some(device.device.clone()),
+        ..Row::new(State::Unreadable, device.why.clone())
+    });
+    nics.chain(others).chain(unreadable).collect()
+}
+
+fn of_nic(seen: &Seen, survey: &Survey) -> Row {
+    let lease = survey.leases.get(&seen.nic.id);
+    let away = seen.nic.interfaces.is_empty();
+    let (state, reason) = match (&seen.standing, lease) {
+        (Standing::Skipped(skip), _) => (State::Skipped, skip.to_string()),
+        (Standing::Offered(health @ Health::NoCarrier(_)), _) => (State::Unhealthy, health.to_string()),
+        (Standing::Offered(Health::Healthy), Some(lease)) => {
+            (State::InUse, format!("away for {}", lease.owner))
+        }
+        (Standing::Offered(Health::Healthy), None) if away => {
+            (State::InUse, "its interface is in another network namespace".to_owned())
+        }
+        (Standing::Offered(Health::Healthy), None) => (State::Offered, "free".to_owned()),
+    };
+    let nic = &seen.nic;
+    Row {
+        device: Some(nic.id.to_string()),
+        interface: Some(seen.interfaces()).filter(|names| !names.is_empty()),
+        driver: nic.driver.clone(),
+        hardware: nic.hardware.map(|hardware| hardware.to_string()),
+        mac: seen.mac().or_else(|| lease?.mac).map(|mac| mac.to_string()),
+        numa_node: nic.numa_node,
+        ..Row::new(state, reason)
+    }
+}
+
+impl Row {
+    fn new(state: State, reason: String) -> Row {
+        Row {
+            device: None,
+            interface: None,
+            driver: None,
+            hardware: None,
+            mac: None,
+            numa_node: None,
+            state,
+            reason,
+        }
+    }
+
+    fn cells(&self) -> [String; 7] {
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+        [
+            text(&self.device),
+            text(&self.interface),
+            text(&self.driver),
+            text(&self.mac),
+            self.numa_node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
+            self.state.word().to_owned(),
+            self.reason.clone(),
+        ]
+    }
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            State::Offered => "offered",
+            State::InUse => "in use",
+            State::Unhealthy => "unhealthy",
+            State::Skipped => "skipped",
+            State::Unreadable => "unreadable",
+        }
+    }
+
+    fn style(self) -> Style {
+        match self {
+            State::Offered => AnsiColor::Green.on_default(),
+            State::InUse => AnsiColor::Cyan.on_default(),
+            State::Unhealthy | State::Unreadable => AnsiColor::Red.on_default(),
+            State::Skipped => Style::new().dimmed(),
+        }
+    }
+}
+
+/// The rows in columns, each line in the colour of its state.
+fn table(rows: &[Row]) -> String {
+    const HEAD: [&str; 7] = ["DEVICE", "INTERFACE", "DRIVER", "MAC", "NUMA", "STATE", "REASON"];
+    let cells: Vec<[String; 7]> = rows.iter().map(Row::cells).collect();
+    let mut widths = HEAD.map(str::len);
+    for row in &cells {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    let mut line = |cells: [&str; 7], style: Style| {
+        let mut line = String::new();
+        for (cell, width) in cells.iter().zip(widths) {
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(&format!("{style}{}{style:#}\n", line.trim_end()));
+    };
+    line(HEAD, Style::new().bold());
+    for (row, cells) in rows.iter().zip(&cells) {
+        line(cells.each_ref().map(String::as_str), row.state.style());
+    }
+    text
+}

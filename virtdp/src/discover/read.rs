@@ -1,0 +1,138 @@
+//! Reading the node: sysfs, then links, then routes and addresses, and the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ledger::{Ledger, Stage};
+use linux::Sysfs;
+use linux::route::Socket;
+use nic::{DeviceId, Lifeline, NodeFacts, Pool};
+use tracing::warn;
+
+use super::survey::{Lease, Survey};
+use crate::cli::Settings;
+
+/// How often the node is read again when it changed while we read it. It settles within milliseconds, unless sysfs and netlink
+/// show different network namespaces, which no patience helps.
+const ATTEMPTS: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(15);
+
+/// Reads the network namespace of the calling thread.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    sysfs: Sysfs,
+    ledger: Ledger,
+    node_addresses: Vec<IpAddr>,
+    routes: Option<Socket>,
+    /// What was said about the ledger last.
+    complaints: BTreeSet<String>,
+    /// What it said when it could be read last.
+    leases: BTreeMap<DeviceId, Lease>,
+}
+
+impl Reader {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Reader {
+            sysfs: Sysfs::at(&settings.sysfs),
+            ledger: Ledger::at(&settings.state),
+            node_addresses: settings.node_addresses.clone(),
+            routes: None,
+            complaints: BTreeSet::new(),
+            leases: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at the node.
+    ///
+    /// # Errors
+    /// Something cannot be read, or kept changing. Nothing can be said about any NIC then.
+    pub(crate) fn read(&mut self, pool: &Pool) -> Result<Survey> {
+        let mut attempt = 1;
+        loop {
+            match self.attempt(pool)? {
+                Ok(survey) => return Ok(survey),
+                Err(torn) if attempt >= ATTEMPTS => return Err(torn),
+                Err(_) => {}
+            }
+            attempt += 1;
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// One look. The inner error is that of facts that do not fit together.
+    fn attempt(&mut self, pool: &Pool) -> Result<Result<Survey>> {
+        // The ledger first: a NIC that leaves while we read is then at home, which is the cautious mistake.
+        self.read_ledger();
+        let found = self.sysfs.nics().context("find the network devices in sysfs")?;
+        let interfaces = self.sysfs.interfaces().context("list the interfaces in sysfs")?;
+        let (links, routes, addresses) = match self.ask_kernel() {
+            Ok(answers) => answers,
+            Err(error) => {
+                // A socket that failed once is not trusted again.
+                self.routes = None;
+                return Err(error);
+            }
+        };
+        let lifeline = match Lifeline::find(&links, &routes, &addresses, &self.node_addresses) {
+            Ok(lifeline) => lifeline,
+            Err(torn) => return Ok(Err(torn.into())),
+        };
+        let leased = self.leases.keys().cloned().collect();
+        Ok(NodeFacts::new(found.nics, &interfaces, links, lifeline, leased)
+            .map(|facts| Survey::of(&facts, found.unreadable, self.leases.clone(), pool))
+            .map_err(anyhow::Error::from))
+    }
+
+    fn ask_kernel(&mut self) -> Result<(Vec<nic::Link>, Vec<nic::Route>, Vec<nic::Address>)> {
+        let socket = match &mut self.routes {
+            Some(socket) => socket,
+            none => none.insert(Socket::open().context("ask the kernel for links and routes")?),
+        };
+        let links = socket.links().context("read the links")?;
+        let routes = socket.routes().context("read the routes")?;
+        let addresses = socket.addresses().context("read the addresses")?;
+        Ok((links, routes, addresses))
+    }
+
+    /// What cannot be read of the ledger is said once, and is in nobody's way: it is ehost-device that decides by it.
+    fn read_ledger(&mut self) {
+        let listing = match self.ledger.list() {
+            Ok(listing) => listing,
+            Err(error) => {
+                self.complain(BTreeSet::from([format!("{:#}", anyhow::Error::from(error))]));
+                return;
+            }
+        };
+        let mut leases = BTreeMap::new();
+        let mut complaints = BTreeSet::new();
+        for lease in listing.leases {
+            // A NIC that is at home under another name is in nobody's hands.
+            if !matches!(lease.stage, Stage::Displaced { .. }) {
+                let mac = lease.permanent_mac.or(lease.home.mac);
+                leases.insert(lease.device, Lease { owner: lease.owner.to_string(), mac });
+            }
+        }
+        for error in listing.unusable {
+            if let ledger::Error::Unusable { path, .. } = &error {
+                let device =
+                    path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+                // Somebody has it, though we cannot tell who.
+                leases.extend(
+                    device.map(|device| (device, Lease { owner: "somebody unknown".into(), mac: None })),
+                );
+            }
+            complaints.insert(format!("{:#}", anyhow::Error::from(error)));
+        }
+        self.leases = leases;
+        self.complain(complaints);
+    }
+
+    fn complain(&mut self, complaints: BTreeSet<String>) {
+        for reason in complaints.difference(&self.complaints) {
+            warn!(reason, "the ledger cannot be read in full: which NICs are in pods is known in part");
+        }
+        self.complaints = complaints;
+    }
+}

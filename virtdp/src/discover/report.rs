@@ -1,0 +1,115 @@
+//! What the log says about the interfaces: why each is taken or left alone, once, and again when that changes.
+
+use std::collections::BTreeMap;
+
+use nic::{Pool, Skip, Standing};
+use tracing::{debug, info, warn};
+
+use super::survey::{Seen, Survey};
+
+/// What was told so far.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    told: BTreeMap<String, Line>,
+    nothing_offered: bool,
+    failure: Option<String>,
+}
+
+/// What is told of one device or interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Line {
+    kind: Kind,
+    interface: String,
+    reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Offered,
+    Default,
+    Skipped,
+    Software,
+    Unreadable,
+}
+
+impl Report {
+    /// Tells what is new.
+    pub(crate) fn tell(&mut self, survey: &Survey, pool: &Pool) {
+        if self.failure.take().is_some() {
+            info!("the node's interfaces and routes can be read again");
+        }
+        let lines = lines(survey);
+        for (device, line) in &lines {
+            if self.told.get(device) != Some(line) {
+                line.log(device);
+            }
+        }
+        for (device, line) in &self.told {
+            if !lines.contains_key(device) {
+                match line.kind {
+                    Kind::Software => debug!(interface = line.interface, "the interface is gone"),
+                    _ => info!(device, interface = line.interface, "the device is gone"),
+                }
+            }
+        }
+        let nothing_offered = !lines.values().any(|line| line.kind == Kind::Offered);
+        if nothing_offered && !self.nothing_offered {
+            warn!(
+                resource = %pool.resource,
+                drivers = pool.drivers.join(","),
+                "no NIC to offer on this node (virtdp discover shows why)"
+            );
+        }
+        self.nothing_offered = nothing_offered;
+        self.told = lines;
+    }
+
+    /// Notes that nothing could be read; says whether that is news.
+    pub(crate) fn failed(&mut self, why: &str) -> bool {
+        let news = self.failure.as_deref() != Some(why);
+        self.failure = Some(why.to_owned());
+        news
+    }
+}
+
+impl Line {
+    fn log(&self, device: &str) {
+        let Line { kind, interface, reason } = self;
+        match kind {
+            Kind::Offered => info!(interface, reason, "Offering {device}"),
+            Kind::Default => info!(interface, reason, "Skipping default interface {device}"),
+            Kind::Skipped => info!(interface, reason, "Skipping interface of {device}"),
+            Kind::Software => debug!(interface, reason, "Skipping interface"),
+            Kind::Unreadable => warn!(reason, "Skipping {device}, which cannot be understood"),
+        }
+    }
+}
+
+fn lines(survey: &Survey) -> BTreeMap<String, Line> {
+    let nics = survey.nics.iter().map(|seen| (seen.nic.id.to_string(), of_nic(seen, survey)));
+    let others = survey.others.iter().map(|other| {
+        let kind = if other.software { Kind::Software } else { Kind::Skipped };
+        (other.name.to_string(), Line { kind, interface: other.name.to_string(), reason: other.why.clone() })
+    });
+    let unreadable = survey.unreadable.iter().map(|device| {
+        let line = Line { kind: Kind::Unreadable, interface: String::new(), reason: device.why.clone() };
+        (device.device.clone(), line)
+    });
+    nics.chain(others).chain(unreadable).collect()
+}
+
+fn of_nic(seen: &Seen, survey: &Survey) -> Line {
+    let (kind, reason) = match &seen.standing {
+        Standing::Offered(health) => {
+            let place = match survey.leases.get(&seen.nic.id) {
+                Some(lease) => format!("{health}, away for {}", lease.owner),
+                None if seen.nic.interfaces.is_empty() => format!("{health}, in another network namespace"),
+                None => health.to_string(),
+            };
+            (Kind::Offered, place)
+        }
+        Standing::Skipped(skip @ Skip::Lifeline { .. }) => (Kind::Default, skip.to_string()),
+        Standing::Skipped(skip) => (Kind::Skipped, skip.to_string()),
+    };
+    Line { kind, interface: seen.interfaces(), reason }
+}

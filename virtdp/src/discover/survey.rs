@@ -1,0 +1,87 @@
+//! What was found in one look at the node, judged. Plain data.
+
+use std::collections::BTreeMap;
+
+use linux::Unreadable;
+use nic::{DeviceId, IfName, Link, MacAddr, Nic, NodeFacts, Pool, Standing};
+
+/// One look at the node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Survey {
+    /// All NICs, in the order of their addresses.
+    pub(crate) nics: Vec<Seen>,
+    /// The interfaces that belong to none of them.
+    pub(crate) others: Vec<Other>,
+    /// Devices that look like NICs and cannot be understood.
+    pub(crate) unreadable: Vec<Unreadable>,
+    /// Which NICs the ledger says are away, and for whom.
+    pub(crate) leases: BTreeMap<DeviceId, Lease>,
+}
+
+/// A NIC, and the verdict on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) nic: Nic,
+    /// Its link, while it is in the node's network namespace.
+    pub(crate) link: Option<Link>,
+    pub(crate) standing: Standing,
+}
+
+/// An interface that is no NIC of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Other {
+    pub(crate) name: IfName,
+    pub(crate) why: String,
+    /// It is made by software, or the loopback interface: such ones come and go with every pod.
+    pub(crate) software: bool,
+}
+
+/// What the ledger says of a NIC that is away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// For whom it left, in words.
+    pub(crate) owner: String,
+    /// The MAC that it was made with.
+    pub(crate) mac: Option<MacAddr>,
+}
+
+impl Survey {
+    /// Judges what was read.
+    pub(crate) fn of(
+        facts: &NodeFacts,
+        unreadable: Vec<Unreadable>,
+        leases: BTreeMap<DeviceId, Lease>,
+        pool: &Pool,
+    ) -> Survey {
+        let seen = |nic: &Nic| Seen {
+            nic: nic.clone(),
+            link: facts.link(nic).cloned(),
+            standing: facts.judge(nic, pool),
+        };
+        let other = |(link, why): (&Link, String)| Other {
+            name: link.name.clone(),
+            why,
+            software: link.loopback || link.kind.is_some(),
+        };
+        Survey {
+            nics: facts.nics().iter().map(seen).collect(),
+            others: facts.others().into_iter().map(other).collect(),
+            unreadable,
+            leases,
+        }
+    }
+}
+
+impl Seen {
+    /// What the hardware was made with, as far as that can be seen from here.
+    pub(crate) fn mac(&self) -> Option<MacAddr> {
+        let link = self.link.as_ref()?;
+        link.permanent_mac.or(link.mac)
+    }
+
+    /// The interfaces that can be seen from here, in words.
+    pub(crate) fn interfaces(&self) -> String {
+        let names: Vec<&str> = self.nic.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        names.join(",")
+    }
+}

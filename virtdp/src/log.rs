@@ -1,0 +1,177 @@
+//! Log lines: readable ones by default, klog's under `--logtostderr`.
+//!
+//! A klog line is `I1124 15:04:05.123456   PID file.rs:12] message key="value"`, in UTC: the standard library knows no time zones,
+//! and a container rarely does.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, IsTerminal};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{self as lines, FmtContext};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// What the log looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Logging {
+    pub(crate) style: Style,
+    /// Tell also what only somebody who looks for a fault wants to know.
+    pub(crate) debug: bool,
+}
+
+/// The form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// For people.
+    Readable,
+    /// For those who have tools for klog.
+    Klog,
+}
+
+/// Starts logging to standard error.
+pub(crate) fn start(logging: Logging) {
+    let ours = if logging.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let filter = Targets::new().with_target("virtdp", ours).with_default(LevelFilter::WARN);
+    let registry = tracing_subscriber::registry().with(filter);
+    // Somebody else may listen already; then their form is the form.
+    let _ = match logging.style {
+        Style::Klog => registry.with(lines::layer().event_format(Klog).with_writer(io::stderr)).try_init(),
+        Style::Readable => {
+            let colour =
+                io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+            let layer = lines::layer().with_target(false).with_ansi(colour).with_writer(io::stderr);
+            registry.with(layer).try_init()
+        }
+    };
+}
+
+struct Klog;
+
+impl<S, N> FormatEvent<S, N> for Klog
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        out.write_str(&head(event.metadata(), now, std::process::id()))?;
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        writeln!(out, "{}{}", fields.message, fields.others)
+    }
+}
+
+fn head(metadata: &Metadata<'_>, since_epoch: Duration, process: u32) -> String {
+    let severity = match *metadata.level() {
+        Level::ERROR => 'E',
+        Level::WARN => 'W',
+        _ => 'I',
+    };
+    let seconds = since_epoch.as_secs();
+    let (month, day) = month_and_day(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let file = metadata.file().and_then(|path| path.rsplit('/').next()).unwrap_or("?");
+    format!(
+        "{severity}{month:02}{day:02} {hour:02}:{minute:02}:{second:02}.{:06} {process:7} {file}:{}] ",
+        since_epoch.subsec_micros(),
+        metadata.line().unwrap_or(0)
+    )
+}
+
+/// Month and day of the Gregorian calendar, `days` after 1 January 1970: Howard Hinnant's `civil_from_days`, for days
+/// that are not negative.
+fn month_and_day(days: u64) -> (u64, u64) {
+    let of_era = (days + 719_468) % 146_097;
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let march_based = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march_based + 2) / 5 + 1;
+    (if march_based < 10 { march_based + 3 } else { march_based - 9 }, day)
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: String,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, &format_args!("{value:?}"));
+    }
+}
+
+impl Fields {
+    /// A line stays one line, whatever it quotes.
+    fn put(&mut self, field: &Field, value: &dyn fmt::Display) {
+        if field.name() == "message" {
+            self.message = value.to_string().replace('\n', "\\n");
+        } else {
+            // Writing to a String does not fail.
+            let _ = write!(self.others, " {}={:?}", field.name(), value.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_klog_line_has_severity_time_process_place_and_quoted_values() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let layer = lines::layer().event_format(Klog).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!(device = %"0000:00:0a.0", count = 2, "no \"way\"\nout");
+        });
+        let line = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let (head, rest) = line.split_once("] ").unwrap();
+        assert_eq!(rest, "no \"way\"\\nout device=\"0000:00:0a.0\" count=\"2\"\n");
+        let words: Vec<&str> = head.split_whitespace().collect();
+        assert!(words[0].starts_with('W') && words[0].len() == 5, "{head}");
+        assert_eq!(words[1].len(), "15:04:05.123456".len());
+        assert_eq!(words[2], std::process::id().to_string());
+        assert!(words[3].starts_with("log.rs:"), "{head}");
+    }
+
+    #[test]
+    fn the_calendar_is_right_on_leap_days_and_at_the_turn_of_the_year() {
+        // Days since the epoch as `date -u -d DATE +%s` gives them, by 86400.
+        for (days, expected) in [
+            (0, (1, 1)),
+            (58, (2, 28)),
+            (59, (3, 1)),
+            (11_016, (2, 29)),
+            (19_782, (2, 29)),
+            (20_453, (12, 31)),
+            (20_781, (11, 24)),
+        ] {
+            assert_eq!(month_and_day(days), expected, "{days}");
+        }
+    }
+}
