@@ -6,7 +6,7 @@ use cni::delegate::Plugins;
 use cni::{Code, Error, Success, Verb, Version};
 
 use crate::record::{Progress, Record, Step, Store};
-use crate::report;
+use crate::{report, routes};
 
 /// Attaches all networks of a planned record, or none.
 ///
@@ -25,7 +25,7 @@ pub(crate) fn attach(
         }
     }
     record.network_status = report::network_status(&record, device_info);
-    if let Err(error) = store.write(&record) {
+    if let Err(error) = routes::choose(&record).and_then(|()| store.write(&record)) {
         return Err(undo(record, error, store, plugins));
     }
     Ok(record.steps.first().and_then(Step::result).unwrap_or_default())
@@ -47,13 +47,12 @@ fn attach_step(record: &mut Record, index: usize, store: &Store, plugins: &Plugi
 
 /// Takes back what was done. The error stays what it was; what cannot be taken back is said in its details and stays in
 /// the record for the DEL that the runtime sends next.
-fn undo(record: Record, mut error: Error, store: &Store, plugins: &Plugins) -> Error {
+fn undo(record: Record, error: Error, store: &Store, plugins: &Plugins) -> Error {
     let netns = record.netns.clone();
-    if let Err(failure) = detach(record, store, plugins, Some(&netns)) {
-        let separator = if error.details.is_empty() { "" } else { "; " };
-        error.details.push_str(&format!("{separator}undoing failed, too: {failure}"));
+    match detach(record, store, plugins, Some(&netns)) {
+        Ok(()) => error,
+        Err(failure) => error.and_also("undoing failed, too", &failure),
     }
-    error
 }
 
 /// Detaches, in reverse order, all networks whose delegates may have run, and forgets the container. After an error it
@@ -65,7 +64,7 @@ pub(crate) fn detach(
     netns: Option<&Path>,
 ) -> Result<(), Error> {
     let mut left = Vec::new();
-    let mut first: Option<Error> = None;
+    let mut outcomes = Vec::new();
     for step in record.steps.iter().rev() {
         if step.progress == Progress::Planned {
             continue;
@@ -75,18 +74,18 @@ pub(crate) fn detach(
             .network_with_device()
             .and_then(|network| network.del(plugins, &attachment, step.result().as_ref()));
         if let Err(error) = deleted {
-            note(&mut first, error.within(record.place(step)));
+            outcomes.push(Err(error.within(record.place(step))));
             left.push(step.clone());
         }
     }
-    let Some(mut error) = first else { return store.remove(&record.container_id) };
+    if left.is_empty() {
+        return store.remove(&record.container_id);
+    }
     left.reverse();
     record.steps = left;
     record.network_status = Vec::new();
-    if let Err(unwritten) = store.write(&record) {
-        error.details.push_str(&format!("; also: {unwritten}"));
-    }
-    Err(error)
+    outcomes.push(store.write(&record));
+    Error::all(outcomes)
 }
 
 /// Checks all networks; those whose version has no CHECK have nothing to say.
@@ -105,15 +104,4 @@ pub(crate) fn check(record: &Record, plugins: &Plugins, netns: &Path) -> Result<
             .map_err(|error| error.within(record.place(step)))?;
     }
     Ok(())
-}
-
-/// Keeps the first error and notes the others in its details.
-pub(crate) fn note(first: &mut Option<Error>, error: Error) {
-    match first {
-        None => *first = Some(error),
-        Some(first) => {
-            let separator = if first.details.is_empty() { "" } else { "; " };
-            first.details.push_str(&format!("{separator}also: {error}"));
-        }
-    }
 }

@@ -6,7 +6,7 @@ use cni::plugin::Gc;
 use cni::runtime::Network;
 use cni::{ContainerId, Error, NetworkName, ValidAttachment};
 
-use crate::attach::{detach, note};
+use crate::attach::detach;
 use crate::record::Record;
 use crate::settings::Settings;
 
@@ -16,29 +16,27 @@ pub(crate) fn collect(settings: &Settings, gc: &Gc) -> Result<(), Error> {
     let plugins = settings.plugins(&gc.environment);
     let valid: BTreeSet<&ValidAttachment> = gc.valid.iter().collect();
     let records = store.all()?;
-    let mut first = None;
+    let mut outcomes = Vec::new();
     for record in records.iter().filter(|record| !valid.contains(&id(record))) {
-        let detached = store.lock(&record.container_id).and_then(|_lock| {
+        outcomes.push(store.lock(&record.container_id).and_then(|_lock| {
             // It may have been deleted while we waited for the lock.
             let Some(record) = store.read(&record.container_id) else { return Ok(()) };
             let netns = record.netns.clone();
             detach(record, &store, &plugins, Some(&netns))
-        });
-        if let Err(error) = detached {
-            note(&mut first, error);
-        }
+        }));
     }
     match settings.cluster_network() {
         Ok(cluster) => {
             for (network, valid) in by_network(cluster, &gc.valid, &records) {
-                if let Err(error) = network.gc(&plugins, &valid) {
-                    note(&mut first, error.within(format_args!("network {}", network.name())));
-                }
+                let collected = network.gc(&plugins, &valid);
+                outcomes.push(
+                    collected.map_err(|error| error.within(format_args!("network {}", network.name()))),
+                );
             }
         }
-        Err(error) => note(&mut first, error),
+        Err(error) => outcomes.push(Err(error)),
     }
-    first.map_or(Ok(()), Err)
+    Error::all(outcomes)
 }
 
 /// Each network with the attachments to it that are valid: the cluster's with the runtime's list, the others with that

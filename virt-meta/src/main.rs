@@ -11,6 +11,7 @@ mod networks;
 mod plan;
 mod record;
 mod report;
+mod routes;
 mod settings;
 
 use std::process::ExitCode;
@@ -64,13 +65,14 @@ impl Plugin for Meta {
                 attach::detach(record, &store, &plugins, del.netns.as_deref())
             }
             // Never added, deleted already, or torn: the configuration tells what can be told.
-            _ => {
+            other => {
                 let network = settings.cluster_network()?;
                 let place = format!("cluster network {}", network.name());
                 network
                     .del(&plugins, &plan::cluster_attachment(del), None)
                     .map_err(|error| error.within(place))?;
-                store.remove(&del.container_id)
+                // One of another interface is not this DEL's.
+                if other.is_some() { Ok(()) } else { store.set_aside(&del.container_id) }
             }
         }
     }

@@ -27,6 +27,7 @@ pub(crate) fn plan(settings: &Settings, add: &Add) -> Result<Record, Error> {
         capabilities: runtime_config(&add.config),
         resource: None,
         device: None,
+        default_route: Vec::new(),
         progress: Progress::Planned,
     }];
     let pod = pod_of(&add.environment.args)?;
@@ -96,6 +97,14 @@ fn further_steps(settings: &Settings, add: &Add, pod: Option<&PodId>) -> Result<
             steps.push(step.map_err(|error| error.within(format_args!("network {label}")))?);
         }
     }
+    let mut chosen = steps.iter().filter(|step| !step.default_route.is_empty());
+    if let (Some(one), Some(other)) = (chosen.next(), chosen.next()) {
+        let message = format!(
+            "both network {} (interface {}) and network {} (interface {}) are to have the default route",
+            one.network, one.interface, other.network, other.interface
+        );
+        return Err(Error::new(Code::INVALID_CONFIG, message));
+    }
     give_devices(settings, pod, &mut steps)?;
     Ok(steps)
 }
@@ -137,6 +146,7 @@ fn step(
         config,
         resource,
         device: None,
+        default_route: selection.default_route.clone(),
         progress: Progress::Planned,
     })
 }
@@ -181,9 +191,6 @@ fn wishes(selection: &Selection, config: &mut Object, passed: &Object) -> Result
     let unsupported = |key: &str, why: &str| {
         Err(Error::new(Code::UNSUPPORTED_FIELD, format!("the pod asks for {key}, which {why}")))
     };
-    if !selection.default_route.is_empty() {
-        return unsupported("default-route", "virt-meta does not support");
-    }
     if selection.ipam_claim_reference.is_some() {
         return unsupported("ipam-claim-reference", "virt-meta does not support");
     }

@@ -5,14 +5,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cluster::{Label, NetworkStatus};
 use cni::runtime::{Attachment, Network};
 use cni::{Args, Code, ContainerId, Error, Object, Success, Version};
-use linux::files::{Lock, TEMPORARY, remove_durably, write_atomically};
+use linux::files::{Lock, TEMPORARY, make_folder, remove_durably, write_atomically};
 use nic::{DeviceId, IfName, ResourceName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -71,6 +71,9 @@ pub(crate) struct Step {
     pub(crate) resource: Option<ResourceName>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) device: Option<DeviceId>,
+    /// The gateways of the pod's default routes, if the pod chose this network for them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(crate) default_route: Vec<IpAddr>,
     pub(crate) progress: Progress,
 }
 
@@ -130,9 +133,10 @@ impl Step {
         if let (Some(device), Some(plugin)) = (&self.device, plugins_of(&mut config).into_iter().next()) {
             plugin.insert("deviceID".to_owned(), device.as_str().into());
             // A device without PCI has a bus name, which this key does not mean.
-            if let Some(pci) = device.pci() {
-                plugin.insert("pciBusID".to_owned(), pci.to_string().into());
-            }
+            match device.pci() {
+                Some(pci) => plugin.insert("pciBusID".to_owned(), pci.to_string().into()),
+                None => plugin.remove("pciBusID"),
+            };
         }
         network_of(&config)
     }
@@ -159,8 +163,7 @@ impl Store {
     /// Keeps ADD, DEL and CHECK of one container from running at once.
     pub(crate) fn lock(&self, container: &ContainerId) -> Result<Lock, Error> {
         let locks = self.folder.join(".locks");
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&locks);
-        made.map_err(|error| io_error("make folder", &locks, &error))?;
+        make_folder(&locks).map_err(|error| Error::from_chain(Code::IO, &error))?;
         let file = locks.join((hash(container.as_str()) % LOCKS).to_string());
         Lock::acquire(&file, PATIENCE).map_err(|error| match &error {
             linux::Error::Locked { .. } => Error::new(
@@ -193,6 +196,20 @@ impl Store {
     pub(crate) fn remove(&self, container: &ContainerId) -> Result<(), Error> {
         let removed = remove_durably(&self.folder, &name(container));
         removed.map(drop).map_err(|error| Error::from_chain(Code::IO, &error))
+    }
+
+    /// Keeps a record that cannot be read (torn, or of a newer release) under another name, for whoever wants to know which
+    /// networks the container had.
+    pub(crate) fn set_aside(&self, container: &ContainerId) -> Result<(), Error> {
+        let file = self.folder.join(name(container));
+        match fs::rename(&file, self.folder.join(format!("{}.unusable", name(container)))) {
+            Ok(()) => {
+                eprintln!("virt-meta: {} cannot be read and is kept as *.unusable", file.display());
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("set aside", &file, &error)),
+        }
     }
 
     /// All records that can be read.

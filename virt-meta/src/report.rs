@@ -40,7 +40,11 @@ fn status(step: &Step, result: &Success, default: bool, device_info: &Path) -> N
             options: result.dns.options.clone(),
         },
         device_info: info(step, device_info),
-        gateway: ips.filter(|_| has_default_route).filter_map(|ip| ip.gateway).collect(),
+        gateway: if step.default_route.is_empty() {
+            ips.filter(|_| has_default_route).filter_map(|ip| ip.gateway).collect()
+        } else {
+            step.default_route.clone()
+        },
     }
 }
 

@@ -1,6 +1,9 @@
 //! ADD and DEL of pods with and without networks of their own.
 
 use std::fs::{self, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::json;
 
@@ -145,6 +148,76 @@ fn wishes_reach_the_plugins_that_understand_them() {
     let config = bench.configs().pop().unwrap().1;
     assert_eq!(config["runtimeConfig"], json!({"mac": "52:54:00:00:00:09", "ips": ["10.0.0.9/24"]}));
     assert_eq!(config["args"]["cni"], json!({"x": 1, "y": 2}));
+}
+
+#[test]
+fn the_default_route_that_a_pod_chooses_goes_before_the_clusters() {
+    let bench = Bench::new();
+    bench.define("apps/a", None, &json!({"type": "nic"}));
+    let pod = linux::Netns::create().unwrap();
+    let ip = |arguments: &str| {
+        let run = || Command::new("ip").args(arguments.split(' ')).output().unwrap();
+        let output = pod.run(run).unwrap();
+        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // What the delegates would have made.
+    for (name, four, six) in [("eth0", "10.0.4.2/24", "fd04::2/64"), ("net1", "10.0.4.3/24", "fd05::2/64")] {
+        ip(&format!("link add {name} type veth peer name {name}-peer"));
+        ip(&format!("link set {name}-peer up"));
+        ip(&format!("link set {name} up"));
+        ip(&format!("addr add {four} dev {name}"));
+        ip(&format!("addr add {six} dev {name} nodad"));
+    }
+    ip("route add default via 10.0.4.1 dev eth0");
+    ip("-6 route add default via fd04::1 dev eth0");
+    let config = bench.config(Some(r#"[{"name":"a","default-route":["10.9.9.1","fd05::1"]}]"#));
+    let path = format!("/proc/{}/fd/{}", std::process::id(), pod.as_fd().as_raw_fd());
+    let added = bench.start_in(Path::new(&path), "ADD", config.to_string().as_bytes());
+    answer(added.wait_with_output().unwrap()).unwrap();
+    // Outside of the subnet, so it must be told that it is on the link.
+    assert!(ip("route get 192.0.2.1").contains("via 10.9.9.1 dev net1"), "{}", ip("route show"));
+    assert!(ip("-6 route get 2001:db8::1").contains("via fd05::1 dev net1"), "{}", ip("-6 route show"));
+    assert!(ip("route show default").contains("via 10.0.4.1 dev eth0"));
+    assert_eq!(bench.record().unwrap()["networkStatus"][1]["gateway"], json!(["10.9.9.1", "fd05::1"]));
+    ip("link set net1 down");
+    assert!(ip("route get 192.0.2.1").contains("via 10.0.4.1 dev eth0"));
+}
+
+#[test]
+fn a_default_route_that_cannot_be_added_undoes_all() {
+    let bench = Bench::new();
+    bench.define("apps/a", None, &json!({"type": "nic"}));
+    let fault = bench.add(r#"[{"name":"a","default-route":["10.0.4.1"]}]"#).unwrap_err();
+    assert_eq!(fault.code, 8);
+    assert_eq!(bench.calls(), ["bridge ADD eth0", "nic ADD net1", "nic DEL net1", "bridge DEL eth0"]);
+    assert!(bench.record().is_none());
+}
+
+#[test]
+fn what_a_networks_author_says_in_the_runtimes_name_is_not_passed_on() {
+    let bench = Bench::new();
+    let _kubelet = Kubelet::start(&bench, "kernel.org/virt", &[&["0000:00:0a.0"]]);
+    let forged = json!({"type": "nic", "deviceID": "0000:00:05.0", "pciBusID": "0000:00:05.0",
+        "runtimeConfig": {"deviceID": "0000:00:05.0"}});
+    bench.define("apps/a", Some("kernel.org/virt"), &forged);
+    bench.add("a").unwrap();
+    let config = bench.configs().pop().unwrap().1;
+    assert_eq!((&config["deviceID"], &config["pciBusID"]), (&json!("0000:00:0a.0"), &json!("0000:00:0a.0")));
+    assert!(config.get("runtimeConfig").is_none(), "{config}");
+}
+
+#[test]
+fn interfaces_are_numbered_by_position_and_a_name_that_clashes_is_refused() {
+    let bench = Bench::new();
+    bench.define("apps/a", None, &json!({"type": "nic"}));
+    bench.add("a,a@x,a").unwrap();
+    assert_eq!(bench.calls(), ["bridge ADD eth0", "nic ADD net1", "nic ADD x", "nic ADD net3"]);
+    bench.del().unwrap();
+    bench.calls();
+    let fault = bench.add("a@net2,a").unwrap_err();
+    assert!(fault.details.contains("interface net2 is taken already"), "{fault:?}");
+    assert!(bench.calls().is_empty());
 }
 
 #[test]

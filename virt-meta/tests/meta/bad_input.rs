@@ -84,7 +84,8 @@ fn a_network_that_is_unknown_or_not_to_be_used() {
     insta::assert_snapshot!(annotated(&bench, "infra/empty"), @"network infra/empty: no network empty in BENCH/net.d (code 7):");
     bench.define("infra/plain", None, &json!({"type": "nic"}));
     insta::assert_snapshot!(annotated(&bench, r#"[{"name":"plain","namespace":"infra","mac":"52:54:00:00:00:01"}]"#), @"network infra/plain: the pod asks for mac, which no plugin of the network declares as a capability (code 2):");
-    insta::assert_snapshot!(annotated(&bench, r#"[{"name":"plain","namespace":"infra","default-route":["10.0.0.1"]}]"#), @"network infra/plain: the pod asks for default-route, which virt-meta does not support (code 2):");
+    insta::assert_snapshot!(annotated(&bench, r#"[{"name":"plain","namespace":"infra","default-route":["10.0.0.1"]},{"name":"plain","namespace":"infra","default-route":["10.0.0.2"]}]"#), @"both network infra/plain (interface net1) and network infra/plain (interface net2) are to have the default route (code 7):");
+    insta::assert_snapshot!(annotated(&bench, r#"[{"name":"plain","namespace":"infra","ipam-claim-reference":"c"}]"#), @"network infra/plain: the pod asks for ipam-claim-reference, which virt-meta does not support (code 2):");
     bench.set("namespaceIsolation", json!(true));
     insta::assert_snapshot!(annotated(&bench, "infra/plain"), @"network infra/plain is not in the pod's namespace apps, as it must be here (code 7):");
 }
@@ -152,8 +153,14 @@ fn a_delegate_that_is_missing() {
 #[test]
 fn a_record_that_is_torn_does_not_stop_del() {
     let bench = Bench::new();
-    bench.write("state/attachments/c1.json", r#"{"format":1,"#);
-    bench.del().unwrap();
-    assert_eq!(bench.calls(), ["bridge DEL eth0"]);
-    assert!(!bench.file("state/attachments/c1.json").exists());
+    for unreadable in [r#"{"format":1,"#, r#"{"format":2,"of":"a newer release"}"#] {
+        bench.write("state/attachments/c1.json", unreadable);
+        let output = bench.start("DEL", bench.config(None).to_string().as_bytes());
+        let output = output.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be read"));
+        assert_eq!(bench.calls(), ["bridge DEL eth0"]);
+        assert!(!bench.file("state/attachments/c1.json").exists());
+        assert_eq!(fs::read_to_string(bench.file("state/attachments/c1.json.unusable")).unwrap(), unreadable);
+    }
 }

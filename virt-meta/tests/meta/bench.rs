@@ -127,12 +127,16 @@ impl Bench {
 
     /// Starts virt-meta for container `c1` of pod apps/web-0.
     pub(crate) fn start(&self, verb: &str, config: &[u8]) -> Child {
+        // Not a namespace of ours, and that is all that virt-meta looks at, unless the pod chooses a default route.
+        self.start_in(Path::new("/dev/null"), verb, config)
+    }
+
+    pub(crate) fn start_in(&self, netns: &Path, verb: &str, config: &[u8]) -> Child {
         let mut child = Command::new(env!("CARGO_BIN_EXE_virt-meta"))
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", "c1")
             .env("CNI_IFNAME", "eth0")
-            // Not a namespace of ours, and that is all that virt-meta looks at.
-            .env("CNI_NETNS", "/dev/null")
+            .env("CNI_NETNS", netns)
             .env("CNI_PATH", self.file("bin"))
             .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=apps;K8S_POD_NAME=web-0;K8S_POD_UID=u1")
             .stdin(Stdio::piped())
