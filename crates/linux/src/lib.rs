@@ -11,6 +11,8 @@ mod netns;
 pub mod process;
 pub mod route;
 mod sysfs;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod uevent;
 mod wire;
 

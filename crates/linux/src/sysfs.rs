@@ -67,14 +67,19 @@ impl Sysfs {
             return Err(Error::File { step: "open", path: bus, source });
         }
         let mut search = Search::default();
+        let mut accounted: HashSet<PciAddress> = HashSet::new();
         // Virtio first: what is found there accounts for the PCI function below it.
         for device in self.devices("virtio")? {
             let virtio_net = |device: &Device| {
                 device.driver.as_deref() == Some("virtio_net") || device.hex("device") == Ok(VIRTIO_ID_NET)
             };
             search.take(&device, virtio_net, |device| self.virtio_nic(device));
+            // One that cannot be read must not come back as a plain PCI function with driver virtio-pci.
+            if virtio_net(&device) {
+                let position = self.position(&device).unwrap_or_default();
+                accounted.extend(position.iter().find_map(Ancestor::pci));
+            }
         }
-        let accounted: HashSet<PciAddress> = search.nics.values().filter_map(|nic| nic.pci).collect();
         for device in self.devices("pci")? {
             let network = |device: &Device| {
                 device.hex("class").is_ok_and(|class| class >> 16 == PCI_CLASS_NETWORK)
@@ -323,3 +328,6 @@ fn below_devices(target: &Path) -> Option<PathBuf> {
     let plain = below.components().all(|component| matches!(component, Component::Normal(_)));
     (top == Component::Normal("devices".as_ref()) && plain).then(|| below.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+use super::*;
+use crate::testing::{ETHERNET, Tree};
+use proptest::prelude::*;
+
+fn found(tree: &Tree) -> Found {
+    Sysfs::at(tree.path()).nics().unwrap()
+}
+
+/// ID, bus name, driver and interfaces of each NIC.
+fn shown(tree: &Tree) -> Vec<String> {
+    let mut nics = found(tree).nics;
+    nics.sort_by(|a, b| a.id.cmp(&b.id));
+    let one = |nic: &Nic| {
+        let names: Vec<&str> = nic.interfaces.iter().map(|i| i.name.as_str()).collect();
+        format!("{} {} {} [{}]", nic.id, nic.bus_name, nic.driver.as_deref().unwrap_or("-"), names.join(","))
+    };
+    nics.iter().map(one).collect()
+}
+
+#[test]
+fn nics_are_found_wherever_they_sit() {
+    let tree = Tree::new();
+    // On bus 0, behind a root port, behind a port and a bridge, in another domain, and without PCI.
+    for (position, name, interface) in [
+        ("pci0000:00/0000:00:0a.0", "virtio0", "eth0"),
+        ("pci0000:00/0000:00:02.0/0000:01:00.0", "virtio1", "eth1"),
+        ("pci0000:00/0000:00:02.1/0000:02:00.0/0000:03:01.0", "virtio2", "eth2"),
+        ("pci10000:e0/10000:e0:00.0", "virtio3", "eth3"),
+    ] {
+        let virtio = tree.virtio_nic(position, name);
+        tree.interface(Some(&virtio), interface, 2);
+    }
+    for bridge in
+        ["pci0000:00/0000:00:02.0", "pci0000:00/0000:00:02.1", "pci0000:00/0000:00:02.1/0000:02:00.0"]
+    {
+        tree.pci(bridge, 0x06_0400, 0x1b36, 0x000c);
+    }
+    tree.virtio("vd0/virtio4", 1, Some("virtio_net"));
+    tree.interface(Some("vd0/virtio4"), "eth4", 2);
+    assert_eq!(
+        shown(&tree),
+        [
+            "0000:00:0a.0 virtio0 virtio_net [eth0]",
+            "0000:01:00.0 virtio1 virtio_net [eth1]",
+            "0000:03:01.0 virtio2 virtio_net [eth2]",
+            "10000:e0:00.0 virtio3 virtio_net [eth3]",
+            // vdX is on no bus that we know: it is called as the virtio bus calls it.
+            "virtio4 virtio4 virtio_net [eth4]",
+        ]
+    );
+}
+
+#[test]
+fn a_nic_without_pci_has_the_name_of_what_it_sits_on() {
+    let tree = Tree::new();
+    tree.virtio("vd0/virtio3", 1, Some("virtio_net"));
+    std::fs::create_dir_all(tree.path().join("bus/vdpa")).unwrap();
+    std::os::unix::fs::symlink("../../bus/vdpa", tree.folder("vd0").join("subsystem")).unwrap();
+    let nic = found(&tree).nics.remove(0);
+    assert_eq!((nic.id.as_str(), nic.bus_name.as_str(), nic.pci), ("vd0", "virtio3", None));
+    assert_eq!(nic.hardware.unwrap().to_string(), "1af4:0001");
+}
+
+#[test]
+fn other_nics_are_found_with_their_driver_and_other_devices_are_not() {
+    let tree = Tree::new();
+    tree.pci("pci0000:00/0000:00:05.0", ETHERNET, 0x8086, 0x100e);
+    tree.driver("pci", "pci0000:00/0000:00:05.0", "e1000");
+    tree.interface(Some("pci0000:00/0000:00:05.0"), "ens5", 3);
+    tree.pci("pci0000:00/0000:00:06.0", ETHERNET, 0x8086, 0x10ed);
+    // Virtio, and no NIC: 9p.
+    tree.pci("pci0000:00/0000:00:07.0", 0x00_0200, 0x1af4, 0x1009);
+    tree.virtio("pci0000:00/0000:00:07.0/virtio1", 9, Some("9pnet_virtio"));
+    tree.pci("pci0000:00/0000:00:08.0", 0x01_0000, 0x1af4, 0x1042);
+    assert_eq!(shown(&tree), ["0000:00:05.0 0000:00:05.0 e1000 [ens5]", "0000:00:06.0 0000:00:06.0 - []"]);
+    assert_eq!(found(&tree).unreadable, []);
+}
+
+#[test]
+fn a_nic_whose_interface_is_elsewhere_is_found() {
+    let tree = Tree::new();
+    let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+    assert_eq!(shown(&tree), ["0000:00:0a.0 virtio2 virtio_net []"]);
+    // Without a driver there is no net/ at all.
+    std::fs::remove_dir(tree.folder(&virtio).join("net")).unwrap();
+    std::fs::remove_file(tree.folder(&virtio).join("driver")).unwrap();
+    assert_eq!(shown(&tree), ["0000:00:0a.0 virtio2 - []"]);
+}
+
+#[test]
+fn hardware_and_numa_node_are_those_of_the_pci_function() {
+    let tree = Tree::new();
+    let position = "pci0000:80/0000:80:00.0/0000:81:00.0";
+    tree.virtio_nic(position, "virtio4");
+    let nic = |tree: &Tree| found(tree).nics.remove(0);
+    assert_eq!(nic(&tree).hardware.unwrap().to_string(), "1af4:1041");
+    assert_eq!(nic(&tree).numa_node, None, "-1 means that nobody knows");
+    tree.write(position, "numa_node", "1");
+    assert_eq!(nic(&tree).numa_node, Some(1));
+}
+
+#[test]
+fn garbage_costs_one_device_and_says_which() {
+    let tree = Tree::new();
+    tree.virtio_nic("pci0000:00/0000:00:09.0", "virtio1");
+    let bad = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+    tree.interface(Some(&bad), "eth1", 3);
+    for garbage in ["", "three", "-1", "99999999999", "\u{1}"] {
+        tree.write(&format!("{bad}/net/eth1"), "ifindex", garbage);
+        let found = found(&tree);
+        assert_eq!(found.nics.len(), 1, "{garbage:?}");
+        assert_eq!(found.unreadable.len(), 1, "{garbage:?}");
+        assert_eq!(found.unreadable[0].device, "virtio2");
+        assert!(found.unreadable[0].why.contains("ifindex"), "{}", found.unreadable[0].why);
+    }
+    // What only describes a NIC may be missing.
+    for attribute in ["vendor", "numa_node"] {
+        tree.write("pci0000:00/0000:00:09.0", attribute, "garbage");
+    }
+    let nic = found(&tree).nics.remove(0);
+    assert_eq!((nic.hardware, nic.numa_node), (None, None));
+}
+
+#[test]
+fn two_virtio_devices_in_one_function_are_not_one_nic() {
+    let tree = Tree::new();
+    tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio1");
+    tree.virtio("pci0000:00/0000:00:0a.0/virtio2", 1, Some("virtio_net"));
+    let found = found(&tree);
+    assert_eq!((found.nics.len(), found.unreadable.len()), (1, 1));
+    assert!(found.unreadable[0].why.contains("already taken by virtio1"), "{}", found.unreadable[0].why);
+}
+
+#[test]
+fn interfaces_are_those_of_the_namespace_and_plain_files_are_passed_over() {
+    let tree = Tree::new();
+    let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+    tree.interface(Some(&virtio), "eth0", 2);
+    tree.interface(None, "lo", 1);
+    std::fs::write(tree.path().join("class/net/bonding_masters"), "").unwrap();
+    let shown = |tree: &Tree| -> Vec<(u32, String, bool)> {
+        let interfaces = Sysfs::at(tree.path()).interfaces().unwrap();
+        interfaces.into_iter().map(|i| (i.index, i.name.to_string(), i.hardware)).collect()
+    };
+    assert_eq!(shown(&tree), [(2, "eth0".to_owned(), true), (1, "lo".to_owned(), false)]);
+    tree.remove_interface("eth0");
+    assert_eq!(shown(&tree), [(1, "lo".to_owned(), false)]);
+    tree.unplug("pci0000:00/0000:00:0a.0");
+    assert!(found(&tree).nics.is_empty());
+}
+
+#[test]
+fn an_interface_that_cannot_be_understood_is_an_error() {
+    let tree = Tree::new();
+    tree.interface(None, "lo", 1);
+    tree.write("virtual/net/lo", "ifindex", "one");
+    let error = Sysfs::at(tree.path()).interfaces().unwrap_err();
+    assert!(error.chain().contains("class/net/lo"), "{}", error.chain());
+}
+
+#[test]
+fn what_is_no_sysfs_is_an_error_and_a_bus_may_be_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(Sysfs::at(folder.path()).nics().is_err());
+    assert!(Sysfs::at(folder.path().join("absent")).interfaces().is_err());
+    std::fs::create_dir(folder.path().join("bus")).unwrap();
+    assert_eq!(Sysfs::at(folder.path()).nics().unwrap(), Found::default());
+}
+
+proptest! {
+    // Each case makes two dozen files.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn no_content_and_no_link_makes_it_fail(content in "\\PC{0,64}", target in "[./a-z0-9:]{1,40}") {
+        let tree = Tree::new();
+        let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+        tree.interface(Some(&virtio), "eth1", 3);
+        tree.virtio_nic("pci0000:00/0000:00:0b.0", "virtio3");
+        for (position, attribute) in [
+            ("pci0000:00/0000:00:0a.0", "class"),
+            ("pci0000:00/0000:00:0a.0", "vendor"),
+            ("pci0000:00/0000:00:0a.0", "numa_node"),
+            (virtio.as_str(), "device"),
+            ("pci0000:00/0000:00:0a.0/virtio2/net/eth1", "ifindex"),
+        ] {
+            tree.write(position, attribute, &content);
+        }
+        let link = tree.path().join("bus/virtio/devices/virtio9");
+        std::os::unix::fs::symlink(target, link).unwrap();
+        let found = found(&tree);
+        prop_assert!(found.nics.iter().any(|nic| nic.id.as_str() == "0000:00:0b.0"));
+    }
+}

@@ -1,0 +1,138 @@
+//! A folder that looks like sysfs, for tests: only what is put into it is there, down to the form of its links.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// A sysfs of one's own. It ends with the value.
+#[derive(Debug)]
+pub struct Tree(tempfile::TempDir);
+
+/// PCI class 02h (network), subclass 00h (Ethernet).
+pub const ETHERNET: u32 = 0x02_0000;
+
+impl Default for Tree {
+    fn default() -> Self {
+        Tree::new()
+    }
+}
+
+impl Tree {
+    /// A sysfs without any device or interface.
+    ///
+    /// # Panics
+    /// As all here: where the files cannot be made.
+    #[must_use]
+    pub fn new() -> Self {
+        let tree = Tree(tempfile::tempdir().unwrap());
+        for folder in ["bus/pci/devices", "bus/virtio/devices", "class/net", "devices"] {
+            fs::create_dir_all(tree.path().join(folder)).unwrap();
+        }
+        tree
+    }
+
+    /// Its root.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A PCI function at `position` below `devices/`, whose last component is its address.
+    pub fn pci(&self, position: &str, class: u32, vendor: u16, device: u16) {
+        self.device("pci", position);
+        self.write(position, "class", &format!("{class:#08x}"));
+        self.write(position, "vendor", &format!("{vendor:#06x}"));
+        self.write(position, "device", &format!("{device:#06x}"));
+        self.write(position, "numa_node", "-1");
+    }
+
+    /// A virtio device at `position`, whose last component is its name. `kind` is its `VIRTIO_ID`: 1 is a NIC.
+    pub fn virtio(&self, position: &str, kind: u16, driver: Option<&str>) {
+        self.device("virtio", position);
+        self.write(position, "device", &format!("{kind:#06x}"));
+        self.write(position, "vendor", "0x1af4");
+        if let Some(driver) = driver {
+            self.driver("virtio", position, driver);
+        }
+    }
+
+    /// A virtio NIC in the PCI function at `position`, with its driver and an empty `net/`; gives the virtio device's position.
+    pub fn virtio_nic(&self, position: &str, name: &str) -> String {
+        self.pci(position, ETHERNET, 0x1af4, 0x1041);
+        self.driver("pci", position, "virtio-pci");
+        let virtio = format!("{position}/{name}");
+        self.virtio(&virtio, 1, Some("virtio_net"));
+        fs::create_dir(self.folder(&virtio).join("net")).unwrap();
+        virtio
+    }
+
+    /// Binds a driver to a device of `bus`.
+    pub fn driver(&self, bus: &str, position: &str, driver: &str) {
+        let drivers = format!("bus/{bus}/drivers/{driver}");
+        fs::create_dir_all(self.path().join(&drivers)).unwrap();
+        self.link(position, "driver", &drivers);
+    }
+
+    /// An interface of the device at `position`, or one without a device.
+    pub fn interface(&self, position: Option<&str>, name: &str, index: u32) {
+        let folder = match position {
+            Some(position) => format!("{position}/net/{name}"),
+            None => format!("virtual/net/{name}"),
+        };
+        fs::create_dir_all(self.folder(&folder)).unwrap();
+        self.write(&folder, "ifindex", &index.to_string());
+        if position.is_some() {
+            symlink("../..", self.folder(&folder).join("device")).unwrap();
+        }
+        symlink(Path::new("../../devices").join(&folder), self.path().join("class/net").join(name)).unwrap();
+    }
+
+    /// Takes an interface away, as when it goes to another network namespace: the device and its `net/` stay.
+    pub fn remove_interface(&self, name: &str) {
+        let link = self.path().join("class/net").join(name);
+        let folder = link.canonicalize().unwrap();
+        fs::remove_file(link).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// Unplugs the device at `position`, and what is below it.
+    pub fn unplug(&self, position: &str) {
+        let folder = self.folder(position);
+        for list in ["bus/pci/devices", "bus/virtio/devices", "class/net"] {
+            for entry in fs::read_dir(self.path().join(list)).unwrap() {
+                let entry = entry.unwrap().path();
+                if entry.canonicalize().unwrap().starts_with(folder.canonicalize().unwrap()) {
+                    fs::remove_file(entry).unwrap();
+                }
+            }
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// Writes an attribute of a device.
+    pub fn write(&self, position: &str, attribute: &str, content: &str) {
+        fs::write(self.folder(position).join(attribute), format!("{content}\n")).unwrap();
+    }
+
+    /// The folder of a device.
+    #[must_use]
+    pub fn folder(&self, position: &str) -> PathBuf {
+        self.path().join("devices").join(position)
+    }
+
+    fn device(&self, bus: &str, position: &str) {
+        let folder = self.folder(position);
+        fs::create_dir_all(&folder).unwrap();
+        let name = folder.file_name().unwrap();
+        let list = self.path().join("bus").join(bus).join("devices");
+        symlink(Path::new("../../../devices").join(position), list.join(name)).unwrap();
+        self.link(position, "subsystem", &format!("bus/{bus}"));
+    }
+
+    /// A link in a device's folder to another place in the tree.
+    fn link(&self, position: &str, name: &str, target: &str) {
+        let up: PathBuf = Path::new("devices").join(position).components().map(|_| "..").collect();
+        symlink(up.join(target), self.folder(position).join(name)).unwrap();
+    }
+}
