@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use kubelet_api::KubeletDir;
 use nic::{Pool, ResourceName};
 
+use crate::install;
 use crate::log::{Logging, Style};
 
 /// What the agent works on.
@@ -49,6 +50,12 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put the CNI programs on the node, and with --meta virt-meta's configuration.
+    Install(install::Options),
+    /// Take away what `install` put there, and put back what was there before.
+    Uninstall(install::Removal),
+    /// Succeed if an agent answers at its socket: for a pod's probes.
+    Probe,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,9 @@ mod agent;
 mod allocate;
 mod cli;
 mod discover;
+mod install;
 mod log;
+mod probe;
 mod readable;
 
 use std::process::ExitCode;
@@ -21,6 +23,9 @@ fn main() -> ExitCode {
     let settings = arguments.settings();
     let outcome = match arguments.command {
         Some(cli::Command::Discover { json }) => discover::print::run(&settings, json),
+        Some(cli::Command::Install(options)) => install::install(&options),
+        Some(cli::Command::Uninstall(removal)) => install::uninstall(&removal, &settings.state),
+        Some(cli::Command::Probe) => probe::run(&settings),
         None => {
             log::start(arguments.logging());
             agent::main(settings)

@@ -22,7 +22,7 @@ const LOOK_EACH: Duration = Duration::from_secs(1);
 /// Whoever serves a socket of this machine accepts at once.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// How the names of our sockets begin, since 2018.
-pub(super) const PREFIX: &str = "virtNet";
+pub(crate) const PREFIX: &str = "virtNet";
 
 /// Which file it is. An inode's number may be used again at once, so the time of its making counts, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,6 +28,7 @@ use self::session::{Ended, Session};
 use crate::cli::Settings;
 
 pub(crate) use self::desk::{Desk, run as offer};
+pub(crate) use self::folder::PREFIX as SOCKET_PREFIX;
 pub(crate) use self::offers::Offer;
 
 /// How long the kubelet may take to accept a connection.

@@ -96,7 +96,8 @@ pub(crate) fn install(options: &Options) -> Result<()> {
     if !options.follow {
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("set up the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("set up the runtime")?;
     runtime.block_on(meta.follow(TOKEN_INTERVAL))
 }
 
@@ -172,7 +173,13 @@ fn meta_plugin(options: &Options, host: &Host) -> Result<MetaPlugin> {
             ),
         }
     };
-    MetaPlugin::new(&options.cni_conf_dir, conf_dir, &cluster, &options.service_account, options.server.as_deref())
+    MetaPlugin::new(
+        &options.cni_conf_dir,
+        conf_dir,
+        &cluster,
+        &options.service_account,
+        options.server.as_deref(),
+    )
 }
 
 /// The node's files as they are seen from here.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use cni::runtime::Network;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cni::runtime::Network;
 use linux::files;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,7 +45,9 @@ pub(super) fn cluster_network(conf_dir: &Path) -> Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot list {}", conf_dir.display())),
     }
-    names.retain(|name| [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)) && name != CONFIG);
+    names.retain(|name| {
+        [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end)) && name != CONFIG
+    });
     names.sort();
     let mut cluster = None;
     for name in names {
@@ -60,7 +62,10 @@ pub(super) fn cluster_network(conf_dir: &Path) -> Result<Option<String>> {
             );
         }
         if network.types().any(|kind| kind.as_str() == OWN_TYPE) {
-            bail!("{} is a second configuration of virt-meta: remove it, {CONFIG} takes its place", path.display());
+            bail!(
+                "{} is a second configuration of virt-meta: remove it, {CONFIG} takes its place",
+                path.display()
+            );
         }
         if name.as_str() < CONFIG {
             bail!(
@@ -106,7 +111,10 @@ impl MetaPlugin {
         };
         let authority = service_account.join("ca.crt");
         let authority = fs::read(&authority).with_context(|| {
-            format!("cannot read {}: does the pod have a service account (automountServiceAccountToken)?", authority.display())
+            format!(
+                "cannot read {}: does the pod have a service account (automountServiceAccountToken)?",
+                authority.display()
+            )
         })?;
         let folder = node_conf_dir.join(FOLDER);
         Ok(MetaPlugin {
@@ -136,7 +144,10 @@ impl MetaPlugin {
             Some(there) if there == self.config => format!("{} is up to date", path.display()),
             // Somebody has adapted it; what it says is theirs.
             Some(there) if there.get("type") == Some(&Value::from(OWN_TYPE)) => {
-                format!("{} is kept as it is: it was adapted by hand; remove it to have it made anew", path.display())
+                format!(
+                    "{} is kept as it is: it was adapted by hand; remove it to have it made anew",
+                    path.display()
+                )
             }
             _ => {
                 files::replace(&self.conf_dir, CONFIG, &pretty(&self.config)?, SECRET)?;
@@ -178,7 +189,9 @@ fn server_from_environment() -> Result<String> {
     match (std::env::var("KUBERNETES_SERVICE_HOST"), std::env::var("KUBERNETES_SERVICE_PORT")) {
         (Ok(host), Ok(port)) if host.contains(':') => Ok(format!("https://[{host}]:{port}")),
         (Ok(host), Ok(port)) => Ok(format!("https://{host}:{port}")),
-        _ => bail!("no API server is known: set --server, or run in a pod (KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT)"),
+        _ => bail!(
+            "no API server is known: set --server, or run in a pod (KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT)"
+        ),
     }
 }
 

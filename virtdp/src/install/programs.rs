@@ -28,7 +28,8 @@ impl Programs {
     pub(super) fn read(from: &Path, names: &[&str]) -> Result<Programs> {
         let read = |name: &&str| -> Result<(String, Vec<u8>)> {
             let path = from.join(name);
-            let bytes = fs::read(&path).with_context(|| format!("cannot read the program {}", path.display()))?;
+            let bytes =
+                fs::read(&path).with_context(|| format!("cannot read the program {}", path.display()))?;
             Ok(((*name).to_owned(), bytes))
         };
         names.iter().map(read).collect::<Result<_>>().map(Programs)
@@ -36,7 +37,8 @@ impl Programs {
 
     /// Puts each program in its place; says what was done.
     pub(super) fn install(&self, bin_dir: &Path) -> Result<Vec<String>> {
-        fs::create_dir_all(bin_dir).with_context(|| format!("cannot make the folder {}", bin_dir.display()))?;
+        fs::create_dir_all(bin_dir)
+            .with_context(|| format!("cannot make the folder {}", bin_dir.display()))?;
         let mut record = Record::load(bin_dir)?;
         let mut done = Vec::new();
         for (name, bytes) in &self.0 {
@@ -54,7 +56,11 @@ impl Programs {
             record.store(bin_dir)?;
             files::replace(bin_dir, name, bytes, PROGRAM_MODE)?;
             done.push(match foreign {
-                true => format!("{} installed; what was there is kept as {}", path.display(), kept(&path).display()),
+                true => format!(
+                    "{} installed; what was there is kept as {}",
+                    path.display(),
+                    kept(&path).display()
+                ),
                 false => format!("{} installed", path.display()),
             });
         }

@@ -164,7 +164,10 @@ fn virt_meta_comes_first_and_names_the_cluster_network_and_the_api_server() {
     assert_eq!(config["clusterNetwork"], "/etc/cni/net.d/10-cluster.conflist");
     assert_eq!(config["kubeconfig"], "/etc/cni/net.d/virt-meta.d/kubeconfig");
     let kubeconfig = bench.read("host/etc/cni/net.d/virt-meta.d/kubeconfig").unwrap();
-    assert!(kubeconfig.contains("https://192.0.2.1:6443") && kubeconfig.contains("/etc/cni/net.d/virt-meta.d/token"));
+    assert!(
+        kubeconfig.contains("https://192.0.2.1:6443")
+            && kubeconfig.contains("/etc/cni/net.d/virt-meta.d/token")
+    );
     assert_eq!(bench.read("host/etc/cni/net.d/virt-meta.d/token").as_deref(), Some("token 1"));
     for secret in ["kubeconfig", "token"] {
         let path = bench.path("host/etc/cni/net.d/virt-meta.d").join(secret);
