@@ -1,0 +1,45 @@
+{{- define "virtnet.selector" -}}
+app.kubernetes.io/name: virtnet
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: virtdp
+{{- end -}}
+
+{{- define "virtnet.labels" -}}
+{{ include "virtnet.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "virtnet.unprivileged" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: ["ALL"]
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "virtnet.probe" -}}
+- virtdp
+- probe
+- --kubelet-dir={{ .Values.node.kubeletDir }}
+{{- end -}}
+
+{{- define "virtnet.install" -}}
+- --host=/host
+- --cni-bin-dir={{ .Values.node.cniBinDir }}
+{{- if .Values.meta.enabled }}
+- --cni-conf-dir={{ .Values.node.cniConfDir }}
+- --meta
+- --wait={{ .Values.meta.waitSeconds }}
+{{- end }}
+{{- end -}}
+
+{{- define "virtnet.installMounts" -}}
+- name: cni-bin
+  mountPath: /host{{ .Values.node.cniBinDir }}
+{{- if .Values.meta.enabled }}
+- name: cni-conf
+  mountPath: /host{{ .Values.node.cniConfDir }}
+{{- end }}
+{{- end -}}
