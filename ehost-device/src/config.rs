@@ -210,6 +210,64 @@ mod tests {
         Selector::Device(id.parse().unwrap())
     }
 
+    /// Every key that is ours or goes to the IPAM plugin.
+    const KEYS: [&str; 18] = [
+        "cniVersion",
+        "name",
+        "type",
+        "ipam",
+        "capabilities",
+        "runtimeConfig",
+        "deviceID",
+        "pciBusID",
+        "device",
+        "hwaddr",
+        "kernelpath",
+        "mac",
+        "mtu",
+        "dns",
+        "ipamTimeout",
+        "allowLifeline",
+        "stateDir",
+        "prevResult",
+    ];
+
+    /// The JSON in a document's fenced blocks, bare or inside YAML, that names this plugin.
+    fn examples(document: &str) -> Vec<Value> {
+        document
+            .split("```")
+            .filter(|block| block.contains(r#""type": "ehost-device""#))
+            .map(|block| {
+                let json = &block[block.find('{').unwrap()..=block.rfind('}').unwrap()];
+                serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_examples_of_the_documents_are_accepted() {
+        let definition = concat!("```", include_str!("../../deployments/virt-crd.yaml"));
+        let readme = include_str!("../README.md");
+        let mut count = 0;
+        for document in [include_str!("../../docs/guide.md"), readme, definition] {
+            for mut example in examples(document) {
+                count += 1;
+                let object = example.as_object_mut().unwrap();
+                let unknown: Vec<_> = object.keys().filter(|key| !KEYS.contains(&key.as_str())).collect();
+                assert!(unknown.is_empty(), "{unknown:?}");
+                if !["device", "hwaddr", "kernelpath"].iter().any(|key| object.contains_key(*key)) {
+                    // As a meta plugin does for a network with a resource.
+                    object.insert("deviceID".to_owned(), "0000:00:0a.0".into());
+                }
+                Settings::read(&Config::from_object(object.clone()).unwrap()).unwrap();
+            }
+        }
+        assert!(count >= 5, "only {count} examples were found");
+        for key in KEYS.iter().skip(6).filter(|key| **key != "prevResult") {
+            assert!(readme.contains(&format!("`{key}`")), "{key} is not in the README");
+        }
+    }
+
     #[test]
     fn what_the_runtime_says_goes_before_what_the_network_says() {
         let selector = |keys| read(keys).unwrap().selector;

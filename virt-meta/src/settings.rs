@@ -146,3 +146,48 @@ impl Settings {
         Network::from_slice(&serde_json::to_vec(&object).unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const README: &str = include_str!("../README.md");
+    const GUIDE: &str = include_str!("../../docs/guide.md");
+
+    #[test]
+    fn the_examples_of_the_documents_are_accepted() {
+        let of_documents = [README, GUIDE]
+            .into_iter()
+            .flat_map(|document| document.split("```"))
+            .filter(|block| block.contains(r#""type": "virt-meta""#))
+            .map(|block| &block[block.find('{').unwrap()..=block.rfind('}').unwrap()]);
+        let known = Keys::default();
+        let mut count = 0;
+        for json in of_documents.chain([include_str!("../../deployments/cni/00-virt-meta.conf")]) {
+            count += 1;
+            let config = Config::from_slice(json.as_bytes()).unwrap();
+            let settings = Settings::of(&config).unwrap();
+            assert_eq!(settings.keys.cluster_network, Some("cluster".into()));
+            assert_eq!(settings.keys.conf_dir, known.conf_dir);
+            for key in config.object().keys() {
+                let common = ["cniVersion", "name", "type"].contains(&key.as_str());
+                assert!(common || README.contains(&format!("| `{key}` |")), "{key} is not in the README");
+            }
+        }
+        assert_eq!(count, 3);
+    }
+
+    #[test]
+    fn the_annotations_of_the_guide_are_accepted() {
+        let name = format!("{}: ", cluster::NETWORKS);
+        let annotations = GUIDE.lines().filter_map(|line| line.trim().strip_prefix(&name));
+        let mut count = 0;
+        for annotation in annotations {
+            count += 1;
+            let text = annotation.trim_matches('\'');
+            let own = "default".parse().unwrap();
+            cluster::selections(text, &own, &"eth0".parse().unwrap()).unwrap();
+        }
+        assert_eq!(count, 3);
+    }
+}
