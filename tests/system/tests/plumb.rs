@@ -202,7 +202,7 @@ fn an_ipam_that_fails_or_hangs_leaves_the_nic_at_home() {
     node.vm.write_file("/opt/cni/bin/fails", 0o755, fails.as_bytes()).unwrap();
     node.vm.write_file("/opt/cni/bin/hangs", 0o755, hangs.as_bytes()).unwrap();
     let config = |ipam: &str| {
-        json!({"cniVersion": "1.0.0", "name": "n", "type": "ehost-device", "deviceID": NIC, "ipam": {"type": ipam}, "ipamTimeoutSeconds": 3}).to_string()
+        json!({"cniVersion": "1.0.0", "name": "n", "type": "ehost-device", "deviceID": NIC, "ipam": {"type": ipam}, "ipamTimeout": 3}).to_string()
     };
 
     let (code, text) = node.cni("ehost-device", "ADD", "c1", &netns, &config("fails")).error();
