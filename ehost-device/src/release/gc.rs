@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use cni::delegate::Plugins;
 use cni::plugin::Gc;
 use cni::{Environment, Error, Verb};
-use ledger::{Lease, Node};
+use ledger::{Lease, Ledger, Node};
 
 use super::{internal, return_device};
 use crate::code;
@@ -17,26 +18,38 @@ use crate::config::Surroundings;
 pub(crate) fn gc(gc: &Gc) -> Result<(), Error> {
     let surroundings = Surroundings::read(&gc.config)?;
     let plugins = surroundings.plugins(&gc.environment.path);
-    let mut node = Node::here().map_err(code::io("look at the node's network"))?;
+    let mut outcomes = stale_leases(gc, &surroundings.ledger, &plugins);
+    outcomes.push(plugins.ipam_gc(&gc.config, &gc.environment));
+    Error::all(outcomes)
+}
+
+/// Ends the stale leases; how that went, each by itself.
+fn stale_leases(gc: &Gc, ledger: &Ledger, plugins: &Plugins) -> Vec<Result<(), Error>> {
     let valid: BTreeSet<_> =
         gc.valid.iter().map(|valid| (valid.container_id.as_str(), valid.if_name.as_str())).collect();
     let is_stale = |lease: &Lease| {
         lease.owner.network == gc.config.name().as_str()
             && !valid.contains(&(lease.owner.container_id.as_str(), lease.owner.if_name.as_str()))
     };
-    let mut outcomes = Vec::new();
-    let listing = surroundings.ledger.list().map_err(code::ledger)?;
+    let listing = match ledger.list() {
+        Ok(listing) => listing,
+        Err(error) => return vec![Err(code::ledger(error))],
+    };
     for unusable in &listing.unusable {
         eprintln!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
     }
+    let mut node = match Node::here() {
+        Ok(node) => node,
+        Err(error) => return vec![Err(code::io("look at the node's network")(error))],
+    };
+    let mut outcomes = Vec::new();
     for lease in listing.leases.into_iter().filter(is_stale) {
         // An IPAM plugin older than 1.1.0 knows no GC, so its DEL is called as the container's would have been; before
         // the lease is closed, since after that nobody would know of the address.
         outcomes.push(environment(gc, &lease).and_then(|del| plugins.ipam_del(&gc.config, &del)));
-        outcomes.push(return_device(&mut node, &surroundings.ledger, &lease.device, None, is_stale));
+        outcomes.push(return_device(&mut node, ledger, &lease.device, None, is_stale));
     }
-    outcomes.push(plugins.ipam_gc(&gc.config, &gc.environment));
-    Error::all(outcomes)
+    outcomes
 }
 
 /// What the environment of the DEL would have been that never came.

@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use linux::Netns;
 use linux::route::Socket;
@@ -149,6 +150,22 @@ impl Bench {
         }
     }
 
+    /// Runs a verb as [`Bench::run`] does and kills it when it has run for `after`; whether that was before its end.
+    pub(crate) fn run_and_kill(&self, verb: &str, config: &Value, after: Duration) -> bool {
+        let (netns, path) = (self.pod_path().display().to_string(), self.folder.path().join("bin"));
+        let work = || {
+            let mut child = start(verb, "one", &netns, &path, config.to_string().as_bytes());
+            let began = Instant::now();
+            // Not a sleep: the instants are finer than the scheduler's, and nothing is waited for.
+            while began.elapsed() < after {
+                std::hint::spin_loop();
+            }
+            child.kill().unwrap();
+            child.wait().unwrap().code().is_none()
+        };
+        self.node.run(work).unwrap()
+    }
+
     pub(crate) fn node_link(&self, name: &str) -> Option<Link> {
         self.node.route_socket().unwrap().link_by_name(name).unwrap()
     }
@@ -206,7 +223,11 @@ pub(crate) fn ip(netns: &Netns, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn spawn(verb: &str, container: &str, netns: &str, path: &std::path::Path, stdin: &[u8]) -> Output {
+fn spawn(verb: &str, container: &str, netns: &str, path: &Path, stdin: &[u8]) -> Output {
+    start(verb, container, netns, path, stdin).wait_with_output().unwrap()
+}
+
+fn start(verb: &str, container: &str, netns: &str, path: &Path, stdin: &[u8]) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ehost-device"))
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", container)
@@ -221,5 +242,5 @@ fn spawn(verb: &str, container: &str, netns: &str, path: &std::path::Path, stdin
         .unwrap();
     // It need not read all of it.
     let _ = child.stdin.take().unwrap().write_all(stdin);
-    child.wait_with_output().unwrap()
+    child
 }
