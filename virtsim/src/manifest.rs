@@ -191,13 +191,7 @@ fn items(list: &Manifest) -> Vec<Manifest> {
     list.object.items("/items").iter().enumerate().map(item).collect()
 }
 
-/// A manifest that was built rather than read, for tests.
-#[cfg(test)]
-pub(crate) fn of(object: Value) -> Manifest {
-    Manifest { object, file: "-".to_owned(), places: BTreeMap::from([(String::new(), (1, 1))]) }
-}
-
-/// An empty list of objects, as the API writes it.
+/// A list of objects, as the API writes it.
 pub(crate) fn list_of(items: Vec<Value>) -> Value {
     json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items})
 }

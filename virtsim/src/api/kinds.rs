@@ -146,7 +146,7 @@ fn dotted(name: &str, group: &str) -> String {
 }
 
 /// The built-in kinds: what node agents, CNI plugins and their manifests use.
-pub(super) fn built_in() -> Vec<Arc<Kind>> {
+pub(crate) fn built_in() -> Vec<Arc<Kind>> {
     use Scope::{Cluster, Namespaced};
     use StatusIs::{Field, Subresource};
     const RBAC: &str = "rbac.authorization.k8s.io";

@@ -47,7 +47,12 @@ pub(super) fn until<T>(
     mut judge: impl FnMut(Option<&Value>) -> Result<Option<T>>,
 ) -> Result<Option<T>> {
     loop {
-        let list = client.get(&format!("{}?{}", named.collection(), named.query()))?;
+        let list = match client.get(&format!("{}?{}", named.collection(), named.query())) {
+            Ok(list) => list,
+            // With its definition a kind goes, and all its objects.
+            Err(error) if error.is_not_found() => return judge(None),
+            Err(error) => return Err(error.into()),
+        };
         if let Some(answer) = judge(list.items("/items").first())? {
             return Ok(Some(answer));
         }

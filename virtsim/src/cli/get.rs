@@ -12,7 +12,7 @@ use super::screen::{self, Grid, Titles};
 use super::target::{Target, known, shown, targets};
 use crate::api::json::Json;
 use crate::api::kinds::Kind;
-use crate::client::{self, Change, Client, Kinds};
+use crate::client::{self, Change, Client};
 use crate::manifest::list_of;
 
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,9 @@ pub(super) struct Arguments {
     /// Only those with these fields, for example involvedObject.name=a
     #[arg(long, value_name = "FIELDS")]
     field_selector: Option<String>,
+    /// A column with the labels
+    #[arg(long)]
+    show_labels: bool,
     /// Go on, and show each change
     #[arg(long, short)]
     watch: bool,
@@ -96,7 +99,7 @@ pub(super) fn run(context: &Context, arguments: Arguments) -> Result<ExitCode> {
     let form = if arguments.json { Form::Json } else { arguments.output.clone() };
     let view = View { context, client: &client, arguments: &arguments, form };
     if arguments.watch {
-        return view.watch(&kinds, &targets);
+        return view.watch(&targets);
     }
     match &view.form {
         Form::Table | Form::Wide => view.tables(&targets),
@@ -204,7 +207,8 @@ impl View<'_> {
         let titles = in_namespaces.then(|| "Namespace".to_owned());
         let own =
             columns.iter().filter(|column| is_shown(column)).map(|column| column.text("/name").to_owned());
-        let titles = titles.into_iter().chain(own).collect();
+        let labels = self.arguments.show_labels.then(|| "Labels".to_owned());
+        let titles = titles.into_iter().chain(own).chain(labels).collect();
         let row = |row: &Value| -> Vec<String> {
             let namespace = in_namespaces.then(|| row.text("/object/metadata/namespace").to_owned());
             let cells = row.items("/cells").iter().zip(columns).filter(|(_, column)| is_shown(column));
@@ -213,7 +217,8 @@ impl View<'_> {
                 (Value::String(text), _) => text.clone(),
                 (other, _) => other.to_string(),
             });
-            namespace.into_iter().chain(cells).collect()
+            let labels = self.arguments.show_labels.then(|| labels_of(row));
+            namespace.into_iter().chain(cells).chain(labels).collect()
         };
         (titles, table.items("/rows").iter().map(row).collect())
     }
@@ -268,10 +273,9 @@ impl View<'_> {
         Ok(screen::print(&text)?)
     }
 
-    fn watch(&self, kinds: &Kinds, targets: &[Target]) -> Result<ExitCode> {
+    fn watch(&self, targets: &[Target]) -> Result<ExitCode> {
         let [target] = targets else { bail!("only one kind or one object can be watched at a time") };
         let kind = &target.kind;
-        debug_assert!(kinds.iter().any(|served| served == kind));
         let collection = client::collection(kind, self.namespace());
         let query = self.query(target.name.as_ref().map(|name| format!("metadata.name={name}")));
         let as_table = matches!(self.form, Form::Table | Form::Wide);
@@ -331,6 +335,12 @@ impl View<'_> {
             _ => self.document(&object),
         }
     }
+}
+
+fn labels_of(row: &Value) -> String {
+    let labels = row.texts("/object/metadata/labels");
+    let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "<none>".to_owned() } else { labels.join(",") }
 }
 
 /// What a list leaves out of its items.

@@ -22,14 +22,16 @@ impl Grid {
 
     /// The rows as text, coloured, with or without the titles above.
     pub(super) fn render(&mut self, rows: &[Vec<String>], titles: Titles) -> String {
+        // A line break in an event's message would tear the table apart.
+        let clean = |cell: &String| cell.trim().replace(['\n', '\r', '\t'], " ");
+        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(clean).collect()).collect();
         let mut table = Table::new();
         table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
         if titles == Titles::Shown {
             table.add_row(&self.titles);
         }
-        for row in rows {
-            // A line break in an event's message would tear the table apart.
-            table.add_row(row.iter().map(|cell| cell.replace(['\n', '\r', '\t'], " ")));
+        for row in &rows {
+            table.add_row(row);
         }
         for (found, width) in table.column_max_content_widths().into_iter().zip(&mut self.widths) {
             *width = (*width).max(found);

@@ -1,8 +1,9 @@
 //! What is wrong with manifests, found before any of them is sent.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::{FaultyItem, Label, NETWORKS, SelectionError, selections};
+use cluster::{FaultyItem, Label, NETWORKS, RESOURCE_NAME, SelectionError, selections};
 use nic::IfName;
 use serde_json::Value;
 
@@ -21,11 +22,17 @@ pub trait Cluster {
     /// The cluster did not answer.
     fn has(&self, kind: &Kind, namespace: &str, name: &str) -> Result<bool, client::Error>;
 
-    /// The extended resources that nodes advertise, with the nodes' names.
+    /// The extended resources that nodes have, also those of which none is left or healthy, by the nodes' names.
     ///
     /// # Errors
     /// The cluster did not answer.
     fn resources(&self) -> Result<BTreeMap<String, BTreeSet<String>>, client::Error>;
+
+    /// All network definitions, which are of this kind.
+    ///
+    /// # Errors
+    /// The cluster did not answer.
+    fn definitions(&self, kind: &Kind) -> Result<Vec<Value>, client::Error>;
 }
 
 impl Cluster for Client {
@@ -40,6 +47,15 @@ impl Cluster for Client {
             (node.name().to_owned(), names.filter(|name| validate::is_extended(name)).collect())
         });
         Ok(resources.collect())
+    }
+
+    fn definitions(&self, kind: &Kind) -> Result<Vec<Value>, client::Error> {
+        match self.get(&client::collection(kind, None)) {
+            Ok(list) => Ok(list.items("/items").to_vec()),
+            // The kind is defined among the manifests, not yet in the cluster.
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -72,6 +88,7 @@ pub fn check(
     for manifest in manifests.iter_mut() {
         faults.extend(one(manifest, kinds, namespace));
     }
+    faults.extend(repeated(manifests));
     if faults.is_empty() {
         let neighbours = Neighbours { manifests, kinds, cluster, resources: None };
         faults = neighbours.check(checks)?;
@@ -79,6 +96,31 @@ pub fn check(
     faults.sort();
     faults.dedup();
     Ok(faults)
+}
+
+/// Objects that stand in the manifests twice: which one is meant?
+fn repeated(manifests: &[Manifest]) -> Vec<Fault> {
+    let mut seen = BTreeMap::new();
+    let mut faults = Vec::new();
+    for manifest in manifests {
+        let object = &manifest.object;
+        let group = split_api_version(object.text("/apiVersion")).0;
+        let (kind, name) = (object.text("/kind"), object.name());
+        if kind.is_empty() || name.is_empty() {
+            continue;
+        }
+        match seen.entry((group, kind, object.namespace(), name)) {
+            Entry::Vacant(entry) => {
+                entry.insert(manifest.place(""));
+            }
+            Entry::Occupied(entry) => {
+                let what =
+                    format!("{kind} {name} stands at {} already: leave out one of the two", entry.get());
+                faults.push(manifest.fault("", what));
+            }
+        }
+    }
+    faults
 }
 
 const DEFINITION: &str = "CustomResourceDefinition";
@@ -258,39 +300,22 @@ impl<C: Cluster> Neighbours<'_, C> {
 
     fn resources(&mut self, manifest: &Manifest, template: &str) -> Result<Vec<Fault>, client::Error> {
         let mut faults = Vec::new();
-        for list in ["containers", "initContainers"] {
-            let containers = manifest.object.items(&format!("{template}/spec/{list}"));
-            for (index, container) in containers.iter().enumerate() {
-                for field in ["limits", "requests"] {
-                    let names = container.map(&format!("/resources/{field}"));
-                    for name in names.into_iter().flatten().map(|(name, _)| name) {
-                        if !validate::is_extended(name)
-                            || (field == "requests"
-                                && container
-                                    .pointer(&format!("/resources/limits/{}", escape(name)))
-                                    .is_some())
-                        {
-                            continue;
-                        }
-                        if let Some(advertised) = self.not_advertised(name)? {
-                            let pointer =
-                                format!("{template}/spec/{list}/{index}/resources/{field}/{}", escape(name));
-                            let what = format!(
-                                "container {} asks for {name}, which no node advertises ({advertised}): start its device \
-                                 plugin first, or leave the check out with --no-check",
-                                container.text("/name")
-                            );
-                            faults.push(manifest.fault(&pointer, what));
-                        }
-                    }
-                }
+        for (pointer, container, name) in extended(&manifest.object, template) {
+            if let Some(instead) = self.unknown(name)? {
+                let what = format!(
+                    "container {container} asks for {name}, which no node has and no network is tied to ({instead}): start its \
+                     device plugin first, or leave the check out with --no-check",
+                );
+                faults.push(manifest.fault(&pointer, what));
             }
         }
         Ok(faults)
     }
 
-    /// What nodes advertise instead, if none advertises this resource.
-    fn not_advertised(&mut self, name: &str) -> Result<Option<String>, client::Error> {
+    /// What nodes have instead, where nobody knows this resource: no node has it, and no network definition is tied to
+    /// it. A definition is enough, since a device plugin may come after the pods that wait for it; a slip of the finger
+    /// stands in one place only.
+    fn unknown(&mut self, name: &str) -> Result<Option<String>, client::Error> {
         let resources = match self.resources.take() {
             Some(resources) => resources,
             None => self.cluster.resources()?,
@@ -298,14 +323,51 @@ impl<C: Cluster> Neighbours<'_, C> {
         let found = resources.values().any(|names| names.contains(name));
         let says = |(node, names): (&String, &BTreeSet<String>)| {
             let names: Vec<_> = names.iter().map(String::as_str).collect();
-            let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             format!("{node} has {names}")
         };
         let instead: Vec<_> = resources.iter().map(says).collect();
         self.resources = Some(resources);
-        Ok((!found)
-            .then(|| if instead.is_empty() { "there is no node".to_owned() } else { instead.join("; ") }))
+        if found || self.is_tied_to_a_network(name)? {
+            return Ok(None);
+        }
+        Ok(Some(if instead.is_empty() { "there is no node".to_owned() } else { instead.join("; ") }))
     }
+
+    fn is_tied_to_a_network(&self, name: &str) -> Result<bool, client::Error> {
+        let pointer = format!("/metadata/annotations/{}", escape(RESOURCE_NAME));
+        let ties = |object: &Value| object.text(&pointer) == name;
+        let ours = self.manifests.iter().map(|manifest| &manifest.object);
+        if ours.filter(|object| object.text("/kind") == NETWORK.1).any(ties) {
+            return Ok(true);
+        }
+        match self.kinds.find(NETWORK.0, NETWORK.1) {
+            Some(kind) => Ok(self.cluster.definitions(kind)?.iter().any(ties)),
+            None => Ok(false),
+        }
+    }
+}
+
+/// The extended resources that containers ask for: where, which container, and the resource. A request that repeats a
+/// limit is told once.
+fn extended<'a>(object: &'a Value, template: &str) -> Vec<(String, &'a str, &'a str)> {
+    let mut found = Vec::new();
+    for list in ["containers", "initContainers"] {
+        for (index, container) in object.items(&format!("{template}/spec/{list}")).iter().enumerate() {
+            let mut names = BTreeSet::new();
+            for field in ["limits", "requests"] {
+                let amounts = container.map(&format!("/resources/{field}")).into_iter().flatten();
+                for (name, _) in amounts.filter(|(name, _)| validate::is_extended(name)) {
+                    if names.insert(name) {
+                        let pointer =
+                            format!("{template}/spec/{list}/{index}/resources/{field}/{}", escape(name));
+                        found.push((pointer, container.text("/name"), name.as_str()));
+                    }
+                }
+            }
+        }
+    }
+    found
 }
 
 /// The annotation's fault with its cause, which names the remedy.

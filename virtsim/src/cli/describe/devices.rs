@@ -35,16 +35,19 @@ pub(super) struct Device {
 
 impl Devices {
     pub(super) fn of(context: &Context) -> Devices {
-        let unknown = |why: String| Devices { unknown: Some(why), ..Devices::default() };
         if context.kubeconfig.is_some() {
-            return unknown("another node's kubelet cannot be asked".to_owned());
+            return Devices::unknown("another node's kubelet cannot be asked".to_owned());
         }
         let status: Result<Status, _> =
             Connection::open(&context.dir, &Request::Status).and_then(Connection::answer);
         match status {
-            Ok(status) => ask(&KubeletDir::at(status.kubelet_dir)).unwrap_or_else(unknown),
-            Err(error) => unknown(crate::chain(&error)),
+            Ok(status) => ask(&KubeletDir::at(status.kubelet_dir)).unwrap_or_else(Devices::unknown),
+            Err(error) => Devices::unknown(crate::chain(&error)),
         }
+    }
+
+    pub(super) fn unknown(why: String) -> Devices {
+        Devices { unknown: Some(why), ..Devices::default() }
     }
 
     /// The devices of a container as the kubelet lists them.

@@ -97,7 +97,7 @@ mod tests {
         for line in [
             "  kernel.org/virt   2          1",
             "  default     a      Running   kernel.org/virt=1   <unknown>",
-            "Devices:      <none>",
+            "Devices:       <none>",
         ] {
             assert!(sheet.text().lines().any(|found| found == line), "no {line:?} in\n{}", sheet.text());
         }

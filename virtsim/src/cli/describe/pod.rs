@@ -156,18 +156,14 @@ mod tests {
                 "conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]},
         });
         let mut sheet = Sheet::default();
-        describe(
-            &mut sheet,
-            &pod,
-            &Devices { unknown: Some("the kubelet is stopped".to_owned()), ..Devices::default() },
-        );
+        describe(&mut sheet, &pod, &Devices::unknown("the kubelet is stopped".to_owned()));
         for line in [
-            "Name:         testpod1",
-            "IP:           10.244.0.5",
-            "    Command:      sleep 1",
-            "    State:        Terminated with exit code 3: Error",
-            "    Limits:       kernel.org/virt: 1",
-            "    Devices:      unknown: the kubelet is stopped",
+            "Name:          testpod1",
+            "IP:            10.244.0.5",
+            "    Command:       sleep 1",
+            "    State:         Terminated with exit code 3: Error",
+            "    Limits:        kernel.org/virt: 1",
+            "    Devices:       unknown: the kubelet is stopped",
             "  net1        default/virt-net1   10.56.217.10   52:54:00:00:00:0a   0000:00:0a.0",
         ] {
             assert!(sheet.text().lines().any(|found| found == line), "no {line:?} in\n{}", sheet.text());

@@ -2,7 +2,7 @@
 
 use crate::cli::screen::{Grid, Titles};
 
-const WIDTH: usize = 14;
+const WIDTH: usize = 15;
 
 /// A description as it grows.
 #[derive(Debug, Default)]
@@ -19,7 +19,8 @@ impl Sheet {
     pub(super) fn line(&mut self, title: &str, value: &str) {
         let title = format!("{title}:");
         let value = if value.is_empty() { "<none>" } else { value };
-        self.push(&format!("{title:WIDTH$}{value}"));
+        let gap = if title.len() < WIDTH { "" } else { " " };
+        self.push(&format!("{title:WIDTH$}{gap}{value}"));
     }
 
     /// A title with one value on each line.
@@ -79,11 +80,11 @@ mod tests {
         sheet.table("Devices", &["Id", "Pod"], vec![vec!["0000:00:0a.0".to_owned(), "a".to_owned()]]);
         assert_eq!(
             sheet.text(),
-            "Name:         a\n\
-             Labels:       x=1\n              y=2\n\
-             Node:         <none>\n\
-             Containers:\n  c:\n    Image:        busybox\n\
-             Events:       <none>\n\
+            "Name:          a\n\
+             Labels:        x=1\n               y=2\n\
+             Node:          <none>\n\
+             Containers:\n  c:\n    Image:         busybox\n\
+             Events:        <none>\n\
              Devices:\n  ID             POD\n  0000:00:0a.0   a\n"
         );
     }
