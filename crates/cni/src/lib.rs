@@ -21,6 +21,7 @@ mod version;
 pub use config::{Config, Object, ValidAttachment};
 pub use environment::{Args, Environment, SearchPath};
 pub use error::{Code, Error};
-pub use name::{ContainerId, NameError, NetworkName, PluginType};
+pub use name::{ContainerId, NetworkName, PluginType};
+pub use nic::NameError;
 pub use result::{Dns, Interface, Ip, ReadResultError, Route, Success};
 pub use version::{UnknownVersion, Verb, Version};

@@ -3,20 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a text is not a name of its kind.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a {kind}: {why}")]
-pub struct NameError {
-    kind: &'static str,
-    text: String,
-    why: &'static str,
-}
-
-impl NameError {
-    fn new(kind: &'static str, text: &str, why: &'static str) -> Self {
-        NameError { kind, text: text.chars().take(80).collect(), why }
-    }
-}
+use nic::NameError;
 
 /// The name of a network: `^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`, at most 200 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,7 +38,7 @@ impl FromStr for NetworkName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        check("network name", text).map(|()| NetworkName(text.to_owned()))
+        check("a network name", text).map(|()| NetworkName(text.to_owned()))
     }
 }
 
@@ -59,7 +46,7 @@ impl FromStr for ContainerId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        check("container ID", text).map(|()| ContainerId(text.to_owned()))
+        check("a container ID", text).map(|()| ContainerId(text.to_owned()))
     }
 }
 
@@ -67,7 +54,7 @@ impl FromStr for PluginType {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = |why| Err(NameError::new("plugin type", text, why));
+        let refuse = |why| Err(NameError::new("a plugin type", text, why));
         match text {
             "" => refuse("it is empty"),
             "." | ".." => refuse("it names a folder"),

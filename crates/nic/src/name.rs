@@ -15,7 +15,9 @@ pub struct NameError {
 }
 
 impl NameError {
-    fn new(kind: &'static str, text: &str, why: &'static str) -> Self {
+    /// For further kinds of names: `kind` with its article, and why `text` is none.
+    #[must_use]
+    pub fn new(kind: &'static str, text: &str, why: &'static str) -> Self {
         // What a hostile caller hands us must not fill the log.
         NameError { kind, text: text.chars().take(80).collect(), why }
     }
