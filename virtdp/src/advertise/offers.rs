@@ -192,3 +192,6 @@ impl Offers {
         Ok(list.into_iter().filter(|offer| wanted.contains(offer.id.as_str())).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

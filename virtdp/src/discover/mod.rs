@@ -20,6 +20,8 @@ use tracing::{error, info};
 use self::changes::Changes;
 use self::read::Reader;
 use self::report::Report;
+#[cfg(test)]
+pub(crate) use self::survey::Lease;
 pub(crate) use self::survey::{Seen, Survey};
 use crate::cli::Settings;
 

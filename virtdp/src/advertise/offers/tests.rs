@@ -1,0 +1,194 @@
+use nic::{IfName, Nic, Skip};
+use proptest::prelude::*;
+
+use super::*;
+use crate::discover::Lease;
+
+const FIRST: &str = "0000:00:09.0";
+const SECOND: &str = "0000:00:0a.0";
+
+fn id(text: &str) -> DeviceId {
+    text.parse().unwrap()
+}
+
+fn seen(device: &str, standing: Standing) -> Seen {
+    let id = id(device);
+    let nic = Nic {
+        pci: id.pci(),
+        id,
+        bus_name: "virtio0".into(),
+        driver: Some("virtio_net".into()),
+        hardware: None,
+        numa_node: None,
+        interfaces: Vec::new(),
+    };
+    Seen { nic, link: None, standing }
+}
+
+fn healthy(device: &str) -> Seen {
+    seen(device, Standing::Offered(Health::Healthy))
+}
+
+fn skipped(device: &str) -> Seen {
+    seen(device, Standing::Skipped(Skip::NoDriver))
+}
+
+fn survey(nics: Vec<Seen>, leased: &[&str]) -> Survey {
+    let lease = |device: &&str| (id(device), Lease { owner: "pod default/a".into(), mac: None });
+    Survey { nics, leases: leased.iter().map(lease).collect(), ..Survey::default() }
+}
+
+fn begin(survey: &Survey, now: Instant) -> Offers {
+    Offers::begin(survey, &BTreeSet::new(), now)
+}
+
+/// Each device with why it is ill.
+fn shown(offers: &Offers) -> Vec<String> {
+    let one = |offer: Offer| format!("{} {}", offer.id, offer.ill.as_deref().unwrap_or("Healthy"));
+    offers.list().into_iter().map(one).collect()
+}
+
+#[test]
+fn what_is_withdrawn_is_unhealthy_first_and_gone_later() {
+    let start = Instant::now();
+    let mut offers = begin(&survey(vec![healthy(FIRST), healthy(SECOND)], &[]), start);
+    offers.update(&survey(vec![healthy(FIRST)], &[]), start);
+    let withdrawn = ["0000:00:09.0 Healthy", "0000:00:0a.0 the device is gone from the node"];
+    offers.expire(&BTreeSet::new(), start);
+    assert_eq!(shown(&offers), withdrawn);
+    let later = offers.expires(start).unwrap();
+    offers.expire(&BTreeSet::new(), later);
+    assert_eq!(shown(&offers), ["0000:00:09.0 Healthy"]);
+    assert_eq!(offers.expires(later), None);
+}
+
+#[test]
+fn what_comes_back_in_time_was_never_away() {
+    let start = Instant::now();
+    let mut offers = begin(&survey(vec![healthy(FIRST)], &[]), start);
+    offers.update(&survey(vec![skipped(FIRST)], &[]), start);
+    assert_eq!(shown(&offers), ["0000:00:09.0 no driver is bound to it"]);
+    offers.update(&survey(vec![healthy(FIRST)], &[]), start + WITHDRAWN_FOR);
+    offers.expire(&BTreeSet::new(), start + WITHDRAWN_FOR * 9);
+    assert_eq!(shown(&offers), ["0000:00:09.0 Healthy"]);
+}
+
+#[test]
+fn what_somebody_has_stays_listed_as_unhealthy() {
+    let start = Instant::now();
+    let much_later = start + IN_FLIGHT_FOR * 2;
+    // By the ledger.
+    let mut offers = begin(&survey(vec![healthy(FIRST)], &[FIRST]), start);
+    offers.update(&survey(vec![], &[FIRST]), start);
+    offers.expire(&BTreeSet::new(), much_later);
+    assert_eq!(offers.list().len(), 1);
+    offers.update(&survey(vec![], &[]), much_later);
+    // By the kubelet.
+    offers.expire(&BTreeSet::from([id(FIRST)]), much_later);
+    assert_eq!(offers.list().len(), 1);
+    offers.expire(&BTreeSet::new(), much_later);
+    assert!(offers.list().is_empty());
+    // On its way, until that is over.
+    let mut offers = begin(&survey(vec![healthy(FIRST)], &[]), start);
+    offers.allocate(&[FIRST.into()], start).unwrap();
+    offers.update(&survey(vec![], &[]), start);
+    offers.expire(&BTreeSet::new(), start + WITHDRAWN_FOR);
+    assert_eq!(shown(&offers), ["0000:00:09.0 the device is gone from the node"]);
+    offers.expire(&BTreeSet::new(), start + IN_FLIGHT_FOR);
+    assert!(offers.list().is_empty());
+}
+
+#[test]
+fn what_a_pod_had_before_our_start_is_listed_though_it_is_gone() {
+    let start = Instant::now();
+    let given = BTreeSet::from([id(FIRST), id(SECOND)]);
+    let offers = Offers::begin(&survey(vec![healthy(SECOND)], &[]), &given, start);
+    assert_eq!(shown(&offers), ["0000:00:09.0 the device is gone from the node", "0000:00:0a.0 Healthy"]);
+    assert_eq!(offers.in_use(&given).len(), 2);
+}
+
+#[test]
+fn a_node_that_cannot_be_read_offers_only_what_pods_have() {
+    let start = Instant::now();
+    let mut offers = begin(&survey(vec![healthy(FIRST), healthy(SECOND)], &[SECOND]), start);
+    offers.go_blind("no routes");
+    assert_eq!(shown(&offers), ["0000:00:09.0 the node cannot be read: no routes", "0000:00:0a.0 Healthy"]);
+    assert!(matches!(offers.allocate(&[FIRST.into()], start), Err(Refusal::Ill(..))));
+    offers.expire(&BTreeSet::new(), start + IN_FLIGHT_FOR);
+    offers.update(&survey(vec![healthy(FIRST), healthy(SECOND)], &[]), start);
+    assert_eq!(shown(&offers), ["0000:00:09.0 Healthy", "0000:00:0a.0 Healthy"]);
+}
+
+#[test]
+fn a_refusal_names_the_device_and_the_reason_and_gives_nothing() {
+    let start = Instant::now();
+    let interface: IfName = "eth2".parse().unwrap();
+    let ill = seen(SECOND, Standing::Offered(Health::NoCarrier(interface)));
+    let mut offers = begin(&survey(vec![healthy(FIRST), ill, skipped("0000:00:03.0")], &[]), start);
+    for (device, words) in [
+        ("0000:00:0f.0", "device 0000:00:0f.0 is not offered"),
+        ("0000:00:03.0", "device 0000:00:03.0 is not offered: no driver is bound to it"),
+        (SECOND, "device 0000:00:0a.0 is unhealthy: eth2 is up and has no carrier"),
+        ("../../etc\n", "device ../../etc\\n is not offered"),
+        ("", "device  is not offered"),
+    ] {
+        let refused = offers.allocate(&[FIRST.into(), device.into()], start).unwrap_err();
+        assert_eq!(refused.to_string(), words);
+    }
+    // Nothing of it is in flight.
+    offers.update(&survey(vec![], &[]), start);
+    offers.expire(&BTreeSet::new(), start + WITHDRAWN_FOR);
+    assert!(offers.list().is_empty());
+}
+
+#[test]
+fn devices_are_given_in_the_order_of_addresses_and_as_often_as_asked() {
+    let start = Instant::now();
+    let mut offers = begin(&survey(vec![healthy(SECOND), healthy(FIRST)], &[]), start);
+    for _ in 0..2 {
+        let given = offers.allocate(&[SECOND.into(), FIRST.into(), SECOND.into()], start).unwrap();
+        let ids: Vec<&str> = given.iter().map(|offer| offer.id.as_str()).collect();
+        assert_eq!(ids, [FIRST, SECOND]);
+    }
+}
+
+proptest! {
+    /// Whatever the node shows and whenever, a device never leaves the list that is leased, was just allocated, or was not
+    /// listed as Unhealthy before.
+    #[test]
+    fn nothing_vanishes_that_the_kubelet_may_look_up(
+        steps in prop::collection::vec((0_u8..8, 0_u8..8, 0_u8..8, 0_u64..20, any::<bool>()), 1..40),
+    ) {
+        let devices = [FIRST, SECOND, "vd0"];
+        let of = |bits: u8| devices.iter().enumerate().filter(move |(n, _)| bits & (1 << n) != 0).map(|(_, d)| *d);
+        let mut now = Instant::now();
+        let mut offers = begin(&survey(devices.map(healthy).to_vec(), &[]), now);
+        let mut allocated: BTreeMap<&str, Instant> = BTreeMap::new();
+        for (present, leased, wanted, seconds, blind) in steps {
+            let before = offers.list();
+            now += Duration::from_secs(seconds);
+            let leased: Vec<&str> = of(leased).collect();
+            if blind {
+                offers.go_blind("test");
+            } else {
+                offers.update(&survey(of(present).map(healthy).collect(), &leased), now);
+            }
+            offers.expire(&BTreeSet::new(), now);
+            let after = offers.list();
+            for offer in before {
+                if after.iter().any(|other| other.id == offer.id) {
+                    continue;
+                }
+                prop_assert!(blind || !leased.contains(&offer.id.as_str()), "{} is leased", offer.id);
+                prop_assert!(offer.ill.is_some(), "{} was healthy", offer.id);
+                let fresh = allocated.get(offer.id.as_str()).is_some_and(|at| now < *at + IN_FLIGHT_FOR);
+                prop_assert!(!fresh, "{} is in flight", offer.id);
+            }
+            for device in of(wanted) {
+                if offers.allocate(&[device.to_owned()], now).is_ok() {
+                    allocated.insert(device, now);
+                }
+            }
+        }
+    }
+}

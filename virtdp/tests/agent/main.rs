@@ -1,0 +1,11 @@
+//! The built agent, on generated sysfs trees and real links in network namespaces, against kubelets on real sockets.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod allocate;
+mod discover;
+mod kubelet;
+mod offer;
+mod register;
+mod stage;
+mod trouble;
