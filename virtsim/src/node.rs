@@ -75,6 +75,8 @@ pub async fn run(options: Options, log: PathBuf, ready: impl FnOnce(&Status) + S
 pub struct Node {
     parts: Arc<Parts>,
     control: JoinHandle<std::io::Result<()>>,
+    /// Given up last.
+    _folder: folder::Folder,
 }
 
 /// What the node consists of.
@@ -90,7 +92,6 @@ struct Parts {
     /// Those that serve pods and clients.
     servers: Tasks,
     shutdown: tokio::sync::OnceCell<Result<(), String>>,
-    _folder: folder::Folder,
 }
 
 /// Tasks that are stopped together.
@@ -160,21 +161,11 @@ impl Node {
         });
         folder::write_kubeconfig(&options, server)?;
         let shutdown = tokio::sync::OnceCell::new();
-        let parts = Arc::new(Parts {
-            options,
-            log,
-            server,
-            api,
-            kubelet,
-            runtime,
-            givers,
-            servers,
-            shutdown,
-            _folder: folder,
-        });
+        let parts =
+            Arc::new(Parts { options, log, server, api, kubelet, runtime, givers, servers, shutdown });
         let control = tokio::spawn(control::serve(control, parts.clone()));
         info!(server = %parts.server, node = parts.options.node_name, "node is ready");
-        Ok(Node { parts, control })
+        Ok(Node { parts, control, _folder: folder })
     }
 
     /// The way to the node's objects from within the process; others use HTTP.
@@ -201,7 +192,11 @@ impl Node {
     /// Some pod's network could not be taken back. The next start in the same folder tries again.
     pub async fn shutdown(self) -> Result<()> {
         let outcome = self.parts.end().await;
-        self.control.abort();
+        if !self.control.is_finished() {
+            self.control.abort();
+            // What is aborted ends with an error, and that is what is waited for.
+            let _ = self.control.await;
+        }
         outcome
     }
 }

@@ -158,11 +158,8 @@ async fn client(stream: UnixStream, handler: Arc<impl Handler>) -> io::Result<Af
         write(&mut writer, &frame).await?;
     }
     let answered = write(&mut writer, &last).await;
-    match last.0 {
-        FrameKind::Error => answered.map(|()| After::GoOn),
-        _ if shutting_down => Ok(After::Shutdown),
-        _ => answered.map(|()| After::GoOn),
-    }
+    // A shutdown that could not undo everything is one all the same: the node serves nothing any more.
+    if shutting_down { Ok(After::Shutdown) } else { answered.map(|()| After::GoOn) }
 }
 
 async fn request(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<serde_json::Result<Request>> {

@@ -19,7 +19,7 @@ use crate::api::time::Timestamp;
 /// How long containers have to end; less where the pod says so.
 const GRACE: u64 = 5;
 /// How long all pods have to go: some CNI plugin may not let them.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How long clients have to notice.
 const CLIENTS: Duration = Duration::from_secs(5);
 

@@ -149,11 +149,15 @@ fn first(shape: &Shape) -> io::Result<i32> {
     // the pod mounts may reach the node.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
     let mut notes = Vec::new();
-    own_mount(&mut notes, "proc", "/proc", MountFlags::empty());
+    own_mount(&mut notes, "proc", Path::new("/proc"), MountFlags::empty());
     if shape.netns.is_some() {
-        own_mount(&mut notes, "sysfs", "/sys", MountFlags::RDONLY);
+        own_mount(&mut notes, "sysfs", Path::new("/sys"), MountFlags::RDONLY);
     }
     leave_network_namespaces();
+    if let Some(folder) = shape.netns.as_deref().and_then(Path::parent) {
+        // `ip` takes what is left there for namespaces, and complains.
+        own_mount(&mut notes, "tmpfs", folder, MountFlags::RDONLY);
+    }
 
     let mut out = io::stdout();
     for note in notes {
@@ -176,9 +180,10 @@ fn first(shape: &Shape) -> io::Result<i32> {
 
 /// Mounts what shows this pod instead of the node. In a user namespace the kernel refuses it where parts of the old one are
 /// covered (`mount_too_revealing()` in fs/namespace.c); then the pod goes without.
-fn own_mount(notes: &mut Vec<String>, kind: &str, target: &str, more: MountFlags) {
+fn own_mount(notes: &mut Vec<String>, kind: &str, target: &Path, more: MountFlags) {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | more;
     if let Err(error) = mount(kind, target, kind, flags, None) {
+        let target = target.display();
         notes.push(format!("the pod sees the node's {target}: the kernel refuses its own: {error}"));
     }
 }
