@@ -19,8 +19,8 @@ pub enum Homecoming {
     /// At home, as it was, or as somebody made it since who has a better right to it: an administrator for whom it carries
     /// the node now, or the boot after the one in which it left. The lease is closed.
     Home,
-    /// At home and in nobody's hands, but its name or an alternative name is another link's now. The lease stays, so
-    /// that it gets its names back later.
+    /// At home and in nobody's hands, but its name or an alternative name is another link's now, or it carries the node under
+    /// the name that it has. The lease stays, so that it gets its names back later.
     Displaced {
         /// Its name now.
         name: IfName,
@@ -157,11 +157,15 @@ fn walk_home(
         }
     }
     match look_at_home(node, lease, &identity, expected.as_ref(), patience).map_err(kernel)? {
-        // It may have come home long ago, and an administrator may have made it the uplink since.
+        // It may have come home long ago and be the uplink since: renaming it, or setting it down, would cut the node off.
         Sight::Seen(link)
             if expected.is_none() && node.lifeline().map_err(kernel)?.reason(link.index).is_some() =>
         {
-            Ok(Homecoming::Home)
+            Ok(if link.name == lease.home.name {
+                Homecoming::Home
+            } else {
+                Homecoming::Displaced { name: link.name }
+            })
         }
         Sight::Seen(link) => settle(node, lease, *link),
         Sight::Gone => Ok(Homecoming::Gone),

@@ -116,8 +116,8 @@ pub enum Stage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fault: Option<String>,
     },
-    /// At home and in nobody's hands, but another link took its name or an alternative name meanwhile. It gets its own
-    /// back as soon as they are free.
+    /// At home and in nobody's hands, but another link took its name or an alternative name meanwhile, or it carries the node
+    /// under the name that it has. It gets its own back as soon as that is over.
     Displaced {
         /// Its name now.
         name: IfName,

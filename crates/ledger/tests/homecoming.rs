@@ -199,6 +199,15 @@ fn a_nic_that_carries_the_node_by_now_is_left_as_it_is() {
     assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
     assert!(bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap().up);
     assert!(bench.is_closed(&lease));
+    // Under a name that is not its own (its pod's, say) it is displaced, until it is nobody's uplink any more.
+    lease.home.name = name("eth7");
+    lease.owner.if_name = name("eth1");
+    assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Displaced { name: name("eth1") });
+    let displaced = bench.ledger.read(&lease.device).unwrap().unwrap();
+    ip(&bench.node, "route del default");
+    ip(&bench.node, "addr flush dev eth1");
+    assert_eq!(bench.bring_home(&displaced).unwrap(), Homecoming::Home);
+    assert!(bench.node.route_socket().unwrap().link_by_name("eth7").unwrap().is_some_and(|link| !link.up));
 }
 
 #[test]

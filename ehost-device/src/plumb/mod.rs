@@ -125,7 +125,7 @@ fn repair(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Option<Ho
         Homecoming::Home | Homecoming::Gone => Ok(None),
         Homecoming::Displaced { name } => {
             eprintln!(
-                "ehost-device: device {device} is home as {name}: its name or an alternative name is taken"
+                "ehost-device: device {device} is home as {name}: its name or an alternative name is taken, or it carries the node"
             );
             Ok(Some(lease.home.clone()))
         }

@@ -87,7 +87,7 @@ fn return_device(
         Homecoming::Gone => eprintln!("ehost-device: device {device} exists no more; its lease is closed"),
         Homecoming::Displaced { name } => eprintln!(
             "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \
-             interface; it gets it back when that is free",
+             interface, or it carries the node by now; it gets it back when that is over",
             lease.home.name
         ),
         // An error here would keep the pod in Terminating for as long as some process holds its namespace open.
