@@ -38,17 +38,20 @@ struct Arguments {
     command: Command,
 }
 
+/// Of the options that every command has.
+const WHERE: &str = "Which node";
+
 /// Which node, and where in it.
 #[derive(Clone, Debug, clap::Args)]
 struct Context {
     /// The node's folder: control socket, kubeconfig, log
-    #[arg(long, global = true, env = "VIRTSIM_DIR", default_value = "/run/virtsim", value_name = "DIR")]
+    #[arg(long, global = true, help_heading = WHERE, env = "VIRTSIM_DIR", default_value = "/run/virtsim", value_name = "DIR")]
     dir: PathBuf,
     /// Talk to the server of this kubeconfig instead of DIR/kubeconfig
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = WHERE, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// The namespace [default: default]
-    #[arg(long, short, global = true, value_name = "NAME")]
+    #[arg(long, short, global = true, help_heading = WHERE, value_name = "NAME")]
     namespace: Option<String>,
 }
 
@@ -64,7 +67,7 @@ impl Context {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a node
+    /// Start a node: in the background, unless --foreground is given
     Up(up::Arguments),
     /// Create or change the objects of manifests, all or none of them
     #[command(visible_alias = "create")]

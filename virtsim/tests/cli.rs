@@ -176,6 +176,24 @@ fn a_node_starts_through_a_pipe_and_down_ends_it_and_is_repeatable() {
 }
 
 #[test]
+fn a_node_that_was_killed_is_told_apart_and_started_again() {
+    let sim = Sim::up();
+    sim.start_pod();
+    let pid = sim.pid().unwrap().to_string();
+    assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    let begun = Instant::now();
+    while std::fs::read_link(format!("/proc/{pid}/exe")).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{pid} is not killed");
+        std::thread::yield_now();
+    }
+    assert!(sim.fails(&["get", "pods"]).contains("virtsim up"));
+    let output = sim.run(&["down"]);
+    assert!(output.status.success() && text(&output).contains("was killed"), "{}", text(&output));
+    sim.start();
+    assert_eq!(sim.ok(&["get", "pods", "-o", "name"]), "");
+}
+
+#[test]
 fn a_second_node_in_the_same_folder_is_refused_and_the_first_goes_on() {
     let sim = Sim::up();
     let pid = sim.pid();
@@ -241,7 +259,9 @@ fn a_pod_is_created_shown_changed_and_deleted() {
     assert_eq!(sim.ok(&["delete", "pod", "a"]), "pod/a deleted\n");
     assert!(sim.fails(&["get", "pod", "a"]).contains("pods \"a\" not found"));
     assert!(sim.fails(&["delete", "pod/a"]).contains("not found"));
-    sim.ok(&["delete", "pod/a", "--ignore-not-found"]);
+    sim.ok(&["delete", "--wait", "pod/a", "--ignore-not-found"]);
+    sim.apply(POD);
+    sim.ok(&["delete", "pod/a", "--wait=false", "--now"]);
     sim.ok(&["wait", "--for=delete", "pod/a"]);
 }
 
@@ -418,8 +438,13 @@ fn waiting_ends_in_time_and_says_what_is_missing() {
 fn a_watch_shows_each_change() {
     use std::io::{BufRead, BufReader};
     let sim = Sim::up();
-    let mut watching =
-        sim.command().args(["get", "cm", "-w", "-o", "name"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watching = sim
+        .command()
+        .args(["get", "cm", "-w", "-o", "name"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
     for name in ["x", "y"] {
         sim.apply(&format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n"));
@@ -435,6 +460,8 @@ fn slips_of_the_finger_are_answered_with_what_would_be_right() {
     let sim = Sim::up();
     assert!(sim.fails(&["get", "pood"]).contains("did you mean pod?"));
     assert!(sim.fails(&["delete", "pods"]).contains("--all"));
+    assert!(sim.fails(&["delete", "pod", "a", "--all"]).contains("leave out one"));
+    assert!(sim.fails(&["delete", "-f", "x.yaml", "--all"]).contains("leave out one"));
     assert!(sim.ok(&["api-resources"]).contains("daemonsets"));
     let output = sim.run(&["wait", "pod/a", "--for=Ready"]);
     assert_eq!(output.status.code(), Some(2));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::follow::{Named, until};
 use super::patience::Patience;
@@ -29,7 +29,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     choice: Choice,
     /// End with the request, or when the objects are gone
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     wait: bool,
     /// Seconds that a pod's processes get to end
     #[arg(long, value_name = "SECONDS")]
@@ -52,6 +52,9 @@ pub(super) struct Arguments {
 const SOON: Duration = Duration::from_secs(2);
 
 pub(super) fn run(context: &Context, arguments: Arguments) -> Result<ExitCode> {
+    if !arguments.filename.is_empty() && arguments.choice.is_made() {
+        bail!("-f names the objects, and --all or -l chooses as well: leave out one of them");
+    }
     let client = context.client()?;
     let kinds = client.kinds()?;
     let objects = if arguments.filename.is_empty() {

@@ -25,6 +25,11 @@ pub(super) fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode> 
         Ok(status) => status,
         Err(Error::NoNode { dir }) => {
             screen::print(&format!("no node runs in {}\n", dir.display()))?;
+            if crate::options::control_socket(&dir).exists() {
+                screen::note(
+                    "One that was killed left its things there: the next `virtsim up` undoes what it did.",
+                );
+            }
             return Ok(ExitCode::SUCCESS);
         }
         Err(error) => return Err(error.into()),

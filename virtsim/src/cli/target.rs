@@ -55,6 +55,11 @@ pub(super) struct Choice {
 }
 
 impl Choice {
+    /// Whether anything was chosen.
+    pub(super) fn is_made(&self) -> bool {
+        self.all || self.selector.is_some()
+    }
+
     /// All of them, where nothing else was chosen.
     pub(super) fn or_all(mut self) -> Self {
         self.all = self.selector.is_none();
@@ -74,7 +79,7 @@ pub(super) fn chosen(
     for Target { kind, name } in targets(kinds, words)? {
         let place = if kind.is_namespaced() { context.namespace() } else { "" };
         if let Some(name) = name {
-            if choice.all || choice.selector.is_some() {
+            if choice.is_made() {
                 bail!("{name} is named, and --all or -l chooses as well: leave out one of them");
             }
             objects.push(Named { kind, namespace: place.to_owned(), name });
