@@ -1,7 +1,9 @@
-//! The project's commands: demo, test, vm, build.
+//! The project's commands: demo, test, kubernetes, vm, build.
 
 mod build;
 mod demo;
+mod image;
+mod kubernetes;
 mod packages;
 mod progress;
 mod test;
@@ -27,6 +29,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: unit, property, namespaces, whole systems in the VM
     Test(test::Options),
+    /// Walk through the whole flow on a real Kubernetes node in a VM, once with each meta plugin
+    Kubernetes(kubernetes::Options),
     /// Boot a VM with real virtio NICs and run a command in it
     Vm(vm::Options),
     /// Build the programs as they are installed, and fetch what the VM needs
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Demo(options) => demo::run(options, &progress),
         Command::Test(options) => test::run(options, &progress),
+        Command::Kubernetes(options) => kubernetes::run(options, &progress),
         Command::Vm(options) => vm::run(options, &progress),
         Command::Build => build::programs(&progress)
             .and_then(|programs| Ok((programs, packages::ensure(&progress)?)))

@@ -80,7 +80,7 @@ pub(crate) fn ensure(progress: &Progress) -> Result<Debian> {
     }
     let root = folder.join("root");
     if apt {
-        apt::unpack(progress, &folder, &names)?;
+        apt::unpack(progress, &folder, &names, apt::Kernel::Wanted)?;
     } else {
         fs::create_dir_all(&root).context("cannot make a folder")?;
     }
@@ -91,6 +91,33 @@ pub(crate) fn ensure(progress: &Progress) -> Result<Debian> {
     write_json(&folder.join("stamp.json"), &stamp)?;
     step.done(&format!("{check}, Linux {}", debian.release));
     Ok(debian)
+}
+
+/// What the real node runs besides Kubernetes: program and package. Always the packages, installed or not: what is installed belongs to
+/// the machine's own node.
+const CONTAINERS: [(&str, &str); 4] = [
+    ("usr/bin/containerd", "containerd"),
+    ("usr/sbin/runc", "runc"),
+    ("bin/busybox", "busybox-static"),
+    ("usr/sbin/ethtool", "ethtool"),
+];
+
+/// Finds or fetches containerd, runc and what the pods' images are made of; gives the folder in which they are as if installed.
+pub(crate) fn containers(progress: &Progress, folder: &Path) -> Result<PathBuf> {
+    let (root, stamp) = (folder.join("root"), folder.join("stamp.json"));
+    let names = CONTAINERS.map(|(_, package)| package);
+    let wanted = json!({ "format": FORMAT, "packages": names });
+    let made = fs::read(&stamp).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+    if made.as_ref() == Some(&wanted) && CONTAINERS.iter().all(|(program, _)| root.join(program).is_file()) {
+        return Ok(root);
+    }
+    if host::finds("apt-get").is_none() || host::finds("dpkg-deb").is_none() {
+        bail!("containerd and runc are taken from Debian's packages, and this is no Debian: apt-get and dpkg-deb are missing");
+    }
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    apt::unpack(progress, folder, &names, apt::Kernel::NotWanted)?;
+    write_json(&stamp, &wanted)?;
+    Ok(root)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -8,19 +8,19 @@ use std::net::Ipv4Addr;
 use serde_json::Value;
 
 /// The word that follows `key` in the output of iproute2 and the like.
-pub(super) fn word_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+pub(crate) fn word_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let mut words = text.split_whitespace();
     words.find(|word| *word == key)?;
     words.next()
 }
 
 /// The value of a `key: value` line, as ethtool prints them.
-pub(super) fn value_of<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+pub(crate) fn value_of<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(':')).map(str::trim)
 }
 
 /// `what` if it is what is wanted, else what was found.
-pub(super) fn same(found: Option<&str>, wanted: &str) -> Result<String, String> {
+pub(crate) fn same(found: Option<&str>, wanted: &str) -> Result<String, String> {
     match found {
         Some(found) if found == wanted => Ok(found.to_owned()),
         Some(found) => Err(format!("{found}, but it should be {wanted}")),
@@ -29,7 +29,7 @@ pub(super) fn same(found: Option<&str>, wanted: &str) -> Result<String, String> 
 }
 
 /// The line that contains all of `words`.
-pub(super) fn line_with(text: &str, words: &[&str]) -> Result<String, String> {
+pub(crate) fn line_with(text: &str, words: &[&str]) -> Result<String, String> {
     text.lines()
         .find(|line| words.iter().all(|word| line.contains(word)))
         .map(|line| line.trim().to_owned())
@@ -37,7 +37,7 @@ pub(super) fn line_with(text: &str, words: &[&str]) -> Result<String, String> {
 }
 
 /// The address, if it is in `10.56.217.0/24` with that prefix length: what `deployments/virt-crd.yaml` asks for.
-pub(super) fn in_the_range(inet: Option<&str>) -> Result<String, String> {
+pub(crate) fn in_the_range(inet: Option<&str>) -> Result<String, String> {
     let inet = inet.ok_or("no IPv4 address")?;
     let wrong = || format!("{inet} is not in 10.56.217.0/24");
     let (ip, length) = inet.split_once('/').ok_or_else(wrong)?;
@@ -48,9 +48,9 @@ pub(super) fn in_the_range(inet: Option<&str>) -> Result<String, String> {
 
 /// What a NIC is like, as `ip -json -details link` shows it: all that must be the same after the walkthrough.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Home {
-    pub(super) name: String,
-    pub(super) mac: String,
+pub(crate) struct Home {
+    pub(crate) name: String,
+    pub(crate) mac: String,
     mtu: u64,
     up: bool,
     tx_queue_len: u64,
@@ -58,7 +58,7 @@ pub(super) struct Home {
 }
 
 /// The NIC below this PCI address, if the node has it.
-pub(super) fn home_of(links: &Value, pci: &str, parent: &str) -> Result<Home, String> {
+pub(crate) fn home_of(links: &Value, pci: &str, parent: &str) -> Result<Home, String> {
     let link = links
         .as_array()
         .and_then(|links| links.iter().find(|link| link["parentdev"] == parent || link["parentdev"] == pci))
@@ -78,7 +78,7 @@ pub(super) fn home_of(links: &Value, pci: &str, parent: &str) -> Result<Home, St
 }
 
 /// How many of the resource the node has (`capacity`) or can give (`allocatable`), by `get nodes -o json`.
-pub(super) fn amount(nodes: &str, kind: &str, resource: &str) -> Result<String, String> {
+pub(crate) fn amount(nodes: &str, kind: &str, resource: &str) -> Result<String, String> {
     let nodes: Value = serde_json::from_str(nodes).map_err(|_| format!("no JSON: {nodes}"))?;
     let found = nodes["items"][0]["status"][kind][resource].as_str();
     found.map(str::to_owned).ok_or_else(|| format!("the node has no {kind} of {resource}"))

@@ -15,24 +15,24 @@ const SHOWN_LINES: usize = 30;
 
 /// The screen and the tally of what was as it should be.
 #[derive(Debug, Default)]
-pub(super) struct Screen {
+pub(crate) struct Screen {
     step: u32,
     good: u32,
     bad: Vec<String>,
 }
 
 impl Screen {
-    pub(super) fn step(&mut self, title: &str) {
+    pub(crate) fn step(&mut self, title: &str) {
         self.step += 1;
         line(&format!("\n{COMMAND}{}. {title}{COMMAND:#}", self.step));
     }
 
     /// A command as a person would type it.
-    pub(super) fn command(&self, command: &str) {
+    pub(crate) fn command(&self, command: &str) {
         line(&format!("   {COMMAND}$ {command}{COMMAND:#}"));
     }
 
-    pub(super) fn output(&self, text: &str) {
+    pub(crate) fn output(&self, text: &str) {
         let lines: Vec<&str> = text.lines().collect();
         for shown in lines.iter().take(SHOWN_LINES) {
             line(&format!("     {shown}"));
@@ -42,12 +42,12 @@ impl Screen {
         }
     }
 
-    pub(super) fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         line(&format!("   {FAINT}{text}{FAINT:#}"));
     }
 
     /// Says whether something is as it should be. `found` is what was found instead, or the very thing.
-    pub(super) fn check(&mut self, what: &str, outcome: Result<String, String>) {
+    pub(crate) fn check(&mut self, what: &str, outcome: Result<String, String>) {
         match outcome {
             Ok(found) => {
                 self.good += 1;
@@ -61,12 +61,12 @@ impl Screen {
         }
     }
 
-    pub(super) fn all_good(&self) -> bool {
+    pub(crate) fn all_good(&self) -> bool {
         self.bad.is_empty() && self.good > 0
     }
 
     /// The last words.
-    pub(super) fn finish(&self, took: Duration) {
+    pub(crate) fn finish(&self, took: Duration) {
         let all = self.good + u32::try_from(self.bad.len()).unwrap_or(u32::MAX);
         let seconds = took.as_secs();
         if self.all_good() {

@@ -7,28 +7,26 @@ use serde_json::Value;
 
 use super::look::{self, Home};
 use super::screen::Screen;
-use super::{MANAGEMENT, NICS, Node};
+use super::{MANAGEMENT, NICS};
 
 const RESOURCE: &str = "kernel.org/virt";
-const AGENT_POD: &str = "virt-device-plugin";
 
-/// Longest time in which a node under plain emulation does what it was told.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Walks through all of it; what is not as it should be is on the screen.
-///
-/// # Errors
-/// When it cannot go on.
-pub(super) fn walk(node: &Node, screen: &mut Screen) -> Result<()> {
-    let mut walk = Walk { node, screen };
-    let before = walk.look_at_the_node()?;
-    walk.start_the_node()?;
-    walk.start_virtdp()?;
-    let first = walk.start_pod("testpod1", 1, &[])?;
-    walk.start_pod("testpod2", 2, &[&first.device])?;
-    walk.ping(&first)?;
-    walk.third_pod_waits()?;
-    walk.delete_and_look_again(&before)
+/// The node and its cluster as a person types at them: simulated, or Kubernetes.
+pub(crate) trait Place {
+    /// Whether a command line succeeded, and what it printed, errors included.
+    fn run(&self, line: &str) -> Result<(bool, String)>;
+    /// The command that talks to the cluster.
+    fn client(&self) -> &'static str;
+    /// The manifest with the agent.
+    fn agent_manifest(&self) -> &'static str;
+    /// What the client calls the agent when it is asked for its log.
+    fn agent(&self) -> &'static str;
+    /// The command that deletes the pods whose names follow.
+    fn delete_pods(&self) -> &'static str;
+    /// Folders of the node that hold a file for each NIC or pod that is out.
+    fn records(&self) -> &'static str;
+    /// Longest time in which the place does what it was told.
+    fn patience(&self) -> Duration;
 }
 
 /// What a pod was given.
@@ -37,13 +35,38 @@ struct Attached {
     address: String,
 }
 
-struct Walk<'a> {
-    node: &'a Node,
+/// A walk through the flow; what is not as it should be is on the screen. Every step fails when the walk cannot go on.
+pub(crate) struct Walk<'a> {
+    place: &'a dyn Place,
     screen: &'a mut Screen,
 }
 
-impl Walk<'_> {
-    fn look_at_the_node(&mut self) -> Result<Vec<Home>> {
+impl<'a> Walk<'a> {
+    pub(crate) fn new(place: &'a dyn Place, screen: &'a mut Screen) -> Self {
+        Self { place, screen }
+    }
+
+    /// Begins a step of the caller's own.
+    pub(crate) fn step(&mut self, title: &str) {
+        self.screen.step(title);
+    }
+
+    /// Says whether something is as it should be.
+    pub(crate) fn check(&mut self, what: &str, outcome: Result<String, String>) {
+        self.screen.check(what, outcome);
+    }
+
+    /// All that comes after the agent is there: the pods get their NICs, one too many waits, and the NICs come home.
+    pub(crate) fn pods_come_and_go(&mut self, before: &[Home]) -> Result<()> {
+        let first = self.start_pod("testpod1", 1, &[])?;
+        self.start_pod("testpod2", 2, &[&first.device])?;
+        self.ping(&first)?;
+        self.third_pod_waits()?;
+        self.delete_and_look_again(before)
+    }
+
+    /// What the node has before anything is changed.
+    pub(crate) fn look_at_the_node(&mut self) -> Result<Vec<Home>> {
         self.screen.step("A node with a management NIC and two spare virtio NICs");
         self.type_in("ip -brief link")?;
         let route = self.type_in("ip route show default")?;
@@ -54,25 +77,11 @@ impl Walk<'_> {
         self.homes()
     }
 
-    fn start_the_node(&mut self) -> Result<()> {
-        self.screen.step("Put the CNI programs on the node, start it, define the network");
-        let programs = self.node.programs.display();
-        self.type_in("mkdir -p /opt/cni/bin /etc/cni/net.d /etc/cni/net.d/virt-meta.d")?;
-        self.type_in(&format!("ln -s {programs}/ehost-device {programs}/virt-meta /opt/cni/bin/"))?;
-        let cni = self.node.cni_plugins.display();
-        self.type_in(&format!("ln -s {cni}/bridge {cni}/host-local /opt/cni/bin/"))?;
-        self.type_in(
-            "cp deployments/cni/00-virt-meta.conf deployments/cni/10-cluster.conflist /etc/cni/net.d/",
-        )?;
-        self.type_in("virtsim up")?;
-        self.type_in("cp /run/virtsim/kubeconfig /etc/cni/net.d/virt-meta.d/kubeconfig")?;
-        self.type_in("virtsim apply -f deployments/crdnetwork.yaml -f deployments/virt-crd.yaml")?;
-        Ok(())
-    }
-
-    fn start_virtdp(&mut self) -> Result<()> {
+    /// The agent comes up, and the node has both NICs to give.
+    pub(crate) fn start_virtdp(&mut self) -> Result<()> {
+        let (client, agent) = (self.place.client(), self.place.agent());
         self.screen.step("Start virtdp");
-        self.type_in("virtsim apply -f deployments/pod-virtdp.yaml")?;
+        self.type_in(&format!("{client} apply -f {}", self.place.agent_manifest()))?;
         let mut wanted = vec![
             ("it leaves the management NIC alone".to_owned(), vec!["Skipping default interface", MANAGEMENT]),
             ("it registers with the kubelet".to_owned(), vec!["registered with the Kubelet"]),
@@ -81,7 +90,7 @@ impl Walk<'_> {
             wanted
                 .push((format!("it offers {address} as Healthy"), vec!["ListAndWatch", address, "Healthy"]));
         }
-        let log = self.until(&format!("virtsim logs {AGENT_POD}"), |log| {
+        let log = self.until(&format!("{client} logs {agent}"), |log| {
             wanted.iter().all(|(_, words)| look::line_with(log, words).is_ok())
         })?;
         for (what, words) in &wanted {
@@ -92,9 +101,9 @@ impl Walk<'_> {
 
     /// The node can give both NICs.
     fn capacity(&mut self) -> Result<()> {
-        let command = "virtsim get nodes -o json";
+        let command = format!("{} get nodes -o json", self.place.client());
         let node =
-            self.wait_for(command, |node| look::amount(node, "allocatable", RESOURCE).as_deref() == Ok("2"))?;
+            self.wait_for(&command, |node| look::amount(node, "allocatable", RESOURCE).as_deref() == Ok("2"))?;
         self.type_in(&format!("{command} | grep {RESOURCE}"))?;
         for kind in ["capacity", "allocatable"] {
             self.screen.check(
@@ -106,16 +115,20 @@ impl Walk<'_> {
     }
 
     fn start_pod(&mut self, pod: &str, number: u32, taken: &[&str]) -> Result<Attached> {
+        let (client, agent) = (self.place.client(), self.place.agent());
         self.screen.step(&format!("Create {pod}: it asks for one {RESOURCE} and the network virt-net1"));
-        self.type_in(&format!("virtsim apply -f deployments/pod-tc{number}.yaml"))?;
-        self.type_in(&format!("virtsim wait --for=condition=Ready pod/{pod} --timeout=60s"))?;
-        let pods = self.type_in("virtsim get pods")?;
+        let begun = Instant::now();
+        self.type_in(&format!("{client} apply -f deployments/pod-tc{number}.yaml"))?;
+        let patience = self.place.patience().as_secs();
+        self.type_in(&format!("{client} wait --for=condition=Ready pod/{pod} --timeout={patience}s"))?;
+        self.screen.note(&format!("Ready {:.1} s after it was asked for", begun.elapsed().as_secs_f64()));
+        let pods = self.type_in(&format!("{client} get pods"))?;
         self.screen.check(&format!("{pod} runs"), look::line_with(&pods, &[pod, "1/1", "Running"]));
 
-        let log = self.quiet(&format!("virtsim logs {AGENT_POD}"))?;
+        let log = self.quiet(&format!("{client} logs {agent}"))?;
         let allocations: Vec<&str> =
             log.lines().filter(|line| line.contains("DeviceID in Allocate")).collect();
-        self.screen.command(&format!("virtsim logs {AGENT_POD} | grep 'DeviceID in Allocate' | tail -n 1"));
+        self.screen.command(&format!("{client} logs {agent} | grep 'DeviceID in Allocate' | tail -n 1"));
         let last = allocations.last().copied().unwrap_or_default();
         self.screen.output(last);
         let device = look::word_after(last, "Allocate:").unwrap_or_default().to_owned();
@@ -127,14 +140,14 @@ impl Walk<'_> {
         };
         self.screen.check("the kubelet allocated a free NIC", outcome);
 
-        let shown = self.type_in(&format!("virtsim exec {pod} -- ip addr show net1"))?;
+        let shown = self.type_in(&format!("{client} exec {pod} -- ip addr show net1"))?;
         let inet = look::word_after(&shown, "inet").map(str::to_owned);
         self.screen.check("net1 has an address of the network", look::in_the_range(inet.as_deref()));
         let mac = known.map(|(_, mac)| *mac).unwrap_or_default();
         self.screen
             .check("net1 has the NIC's own MAC", look::same(look::word_after(&shown, "link/ether"), mac));
 
-        let shown = self.type_in(&format!("virtsim exec {pod} -- ethtool -i net1"))?;
+        let shown = self.type_in(&format!("{client} exec {pod} -- ethtool -i net1"))?;
         self.screen.check("driver", look::same(look::value_of(&shown, "driver"), "virtio_net"));
         self.screen.check(
             "bus-info is the allocated device",
@@ -148,7 +161,8 @@ impl Walk<'_> {
 
     fn ping(&mut self, first: &Attached) -> Result<()> {
         self.screen.step("Ping from testpod2 to testpod1 over the virtio NICs");
-        let shown = self.type_in(&format!("virtsim exec testpod2 -- ping -c2 -I net1 {}", first.address))?;
+        let client = self.place.client();
+        let shown = self.type_in(&format!("{client} exec testpod2 -- ping -c2 -I net1 {}", first.address))?;
         self.screen.check(
             "both answers came",
             look::line_with(&shown, &["2 packets transmitted", "2 received"])
@@ -159,10 +173,11 @@ impl Walk<'_> {
 
     fn third_pod_waits(&mut self) -> Result<()> {
         self.screen.step("A third pod finds no NIC left: it waits, and says why");
-        self.type_in("virtsim apply -f deployments/pod-tc3.yaml")?;
+        let client = self.place.client();
+        self.type_in(&format!("{client} apply -f deployments/pod-tc3.yaml"))?;
         let why = format!("Insufficient {RESOURCE}");
-        let said = self.until("virtsim describe pod testpod3", |text| text.contains(&why))?;
-        let pods = self.type_in("virtsim get pods")?;
+        let said = self.until(&format!("{client} describe pod testpod3"), |text| text.contains(&why))?;
+        let pods = self.type_in(&format!("{client} get pods"))?;
         self.screen.check("testpod3 is Pending", look::line_with(&pods, &["testpod3", "Pending"]));
         self.screen.check("and says why", look::line_with(&said, &[&why]));
         Ok(())
@@ -170,7 +185,7 @@ impl Walk<'_> {
 
     fn delete_and_look_again(&mut self, before: &[Home]) -> Result<()> {
         self.screen.step("Delete the pods: both NICs come home");
-        self.type_in("virtsim delete pod testpod3 testpod2 testpod1")?;
+        self.type_in(&format!("{} testpod3 testpod2 testpod1", self.place.delete_pods()))?;
         self.type_in("ip -brief link")?;
         for (home, now) in before.iter().zip(self.homes()?) {
             let outcome =
@@ -180,11 +195,7 @@ impl Walk<'_> {
         }
         self.capacity()?;
         self.nothing_in("no address is leased", "find /var/lib/cni/networks/virt-network -name '10.*'")?;
-        self.nothing_in(
-            "no lease is open",
-            "find /var/lib/virtnet/leases /var/lib/virtnet/attachments -name '*.json'",
-        )?;
-        Ok(())
+        self.nothing_in("no lease is open", &format!("find {} -name '*.json'", self.place.records()))
     }
 
     /// Runs what must print nothing.
@@ -210,20 +221,20 @@ impl Walk<'_> {
     }
 
     /// Types a command, shows what it prints, and goes on only if it succeeded.
-    fn type_in(&mut self, command: &str) -> Result<String> {
+    pub(crate) fn type_in(&mut self, command: &str) -> Result<String> {
         self.screen.command(command);
-        let (ok, text) = self.node.run(command)?;
+        let (ok, text) = self.place.run(command)?;
         self.screen.output(&text);
         if !ok {
-            bail!("`{command}` failed in the node:\n{text}");
+            bail!("`{command}` failed:\n{text}");
         }
         Ok(text)
     }
 
     fn quiet(&self, command: &str) -> Result<String> {
-        let (ok, text) = self.node.run(command)?;
+        let (ok, text) = self.place.run(command)?;
         if !ok {
-            bail!("`{command}` failed in the node:\n{text}");
+            bail!("`{command}` failed:\n{text}");
         }
         Ok(text)
     }
@@ -238,9 +249,9 @@ impl Walk<'_> {
 
     /// Repeats a command until its output is as wanted. After a while the output is given as it is, for the checks to say what is wrong.
     fn wait_for(&self, command: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.place.patience();
         loop {
-            let (_, text) = self.node.run(command)?;
+            let (_, text) = self.place.run(command)?;
             if wanted(&text) || Instant::now() > deadline {
                 return Ok(text);
             }

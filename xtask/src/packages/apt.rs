@@ -55,8 +55,15 @@ impl Apt {
     }
 }
 
-/// Unpacks `wanted`, a kernel and all that they need into `folder/root`, which is replaced as a whole.
-pub(super) fn unpack(progress: &Progress, folder: &Path, wanted: &[&str]) -> Result<()> {
+/// Whether a kernel comes with the packages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernel {
+    Wanted,
+    NotWanted,
+}
+
+/// Unpacks `wanted`, a kernel if it is, and all that they need into `folder/root`, which is replaced as a whole.
+pub(super) fn unpack(progress: &Progress, folder: &Path, wanted: &[&str], kernel: Kernel) -> Result<()> {
     let own = folder.join("apt");
     for part in ["cache/archives/partial", "lists/partial"] {
         fs::create_dir_all(own.join(part)).context("cannot make a folder for apt")?;
@@ -64,7 +71,7 @@ pub(super) fn unpack(progress: &Progress, folder: &Path, wanted: &[&str]) -> Res
     fs::write(own.join("status"), "").context("cannot write for apt")?;
     let mut apt = Apt { folder: own, own_lists: false };
 
-    let debs = match fetch(progress, &apt, wanted) {
+    let debs = match fetch(progress, &apt, wanted, kernel) {
         Ok(debs) => debs,
         Err(first) => {
             apt.own_lists = true;
@@ -74,12 +81,15 @@ pub(super) fn unpack(progress: &Progress, folder: &Path, wanted: &[&str]) -> Res
             if update.is_ok() {
                 step.done("");
             }
-            fetch(progress, &apt, wanted).map_err(|second| {
-                let packages = wanted.join(" ");
+            fetch(progress, &apt, wanted, kernel).map_err(|second| {
+                let mut packages = wanted.to_vec();
+                if kernel == Kernel::Wanted {
+                    packages.extend(KERNELS.first());
+                }
+                let packages = packages.join(" ");
                 let advice = format!(
                     "the packages cannot be fetched; check the network and /etc/apt, or type as root:\n  \
-                     apt-get update && apt-get install --no-install-recommends {packages} {}",
-                    KERNELS[0]
+                     apt-get update && apt-get install --no-install-recommends {packages}"
                 );
                 let mut text = format!("{advice}\nwith this machine's lists: {}", first_lines(&first));
                 if let Err(error) = &update {
@@ -102,9 +112,9 @@ fn first_lines(error: &anyhow::Error) -> String {
 }
 
 /// Downloads all packages and gives their files.
-fn fetch(progress: &Progress, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+fn fetch(progress: &Progress, apt: &Apt, wanted: &[&str], kernel: Kernel) -> Result<Vec<PathBuf>> {
     let step = progress.step("Fetch packages");
-    match fetch_in(&step, apt, wanted) {
+    match fetch_in(&step, apt, wanted, kernel) {
         Ok(debs) => {
             let bytes: u64 = debs.iter().filter_map(|path| path.metadata().ok()).map(|data| data.len()).sum();
             step.done(&format!("{} packages, {} MB", debs.len(), bytes / 1_000_000));
@@ -119,7 +129,7 @@ fn fetch(progress: &Progress, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>
     }
 }
 
-fn fetch_in(step: &Step, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+fn fetch_in(step: &Step, apt: &Apt, wanted: &[&str], kernel: Kernel) -> Result<Vec<PathBuf>> {
     step.note("what is needed");
     let installed = installed(step)?;
     let mut packages: BTreeSet<String> = BTreeSet::new();
@@ -132,7 +142,9 @@ fn fetch_in(step: &Step, apt: &Apt, wanted: &[&str]) -> Result<Vec<PathBuf>> {
         // Wanted although installed: too old.
         packages.extend(wanted.iter().map(|name| (*name).to_owned()));
     }
-    packages.extend(kernel(step, apt)?);
+    if kernel == Kernel::Wanted {
+        packages.extend(kernel_packages(step, apt)?);
+    }
 
     let folder = apt.folder.join("debs");
     if folder.exists() {
@@ -165,7 +177,7 @@ fn to_install(simulation: &str) -> Vec<String> {
 }
 
 /// The packages of the newest kernel.
-fn kernel(step: &Step, apt: &Apt) -> Result<BTreeSet<String>> {
+fn kernel_packages(step: &Step, apt: &Apt) -> Result<BTreeSet<String>> {
     let mut parts = BTreeSet::new();
     let mut open: Vec<String> = KERNELS.iter().map(|name| (*name).to_owned()).collect();
     while let Some(name) = open.pop() {

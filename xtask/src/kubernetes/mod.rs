@@ -1,0 +1,278 @@
+//! `cargo xtask kubernetes`: the walkthrough on the real thing. Control plane on this machine's loopback interface, the node in a VM with
+//! real virtio NICs: once with virt-meta, once with upstream Multus in its place.
+
+mod certificates;
+mod control;
+mod egress;
+mod go;
+mod images;
+mod node;
+mod processes;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use tempfile::TempDir;
+use vm::{Bed, Programs};
+
+use self::control::{ControlPlane, Place as ControlPlace};
+use self::node::{Node, Parts};
+use self::processes::Interrupt;
+use crate::demo::screen::Screen;
+use crate::demo::walkthrough::{Place, Walk};
+use crate::progress::Progress;
+use crate::{build, packages};
+
+/// Longest time in which a real cluster under plain emulation does what it was told.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Walk through the whole flow on a real Kubernetes node in a VM, once with each meta plugin
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only with this meta plugin
+    #[arg(long, value_enum)]
+    meta: Option<Meta>,
+
+    /// At the end, leave the cluster up until Ctrl-C, and say how to reach it
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Who hands the pod's devices over to the CNI plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Meta {
+    /// This project's own
+    VirtMeta,
+    /// Upstream Multus, the thin plugin
+    Multus,
+}
+
+impl Meta {
+    /// The name under which it talks to the API server (`tests/kubernetes/e2e/meta-rbac.yaml`).
+    fn user(self) -> &'static str {
+        match self {
+            Self::VirtMeta => "virt-meta",
+            Self::Multus => "multus",
+        }
+    }
+}
+
+/// What does not change from one cluster to the next.
+struct Workshop {
+    bed: Bed,
+    programs: Programs,
+    containers: PathBuf,
+    kubernetes: PathBuf,
+    multus: PathBuf,
+    images: Vec<PathBuf>,
+    logs: PathBuf,
+    interrupt: Interrupt,
+}
+
+/// Builds, starts, walks. Fails when something was not as it should be.
+pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
+    let cache = build::target_folder()?.join("kubernetes");
+    // First, since it may end here: whoever lacks Go should not have to wait for the rest.
+    let kubernetes = go::kubernetes(progress, &cache)?;
+    let multus = go::multus(progress, &cache)?;
+    let programs = build::programs(progress)?;
+    let debian = packages::ensure(progress)?;
+    let containers = packages::containers(progress, &cache.join("debian"))?;
+    let step = progress.step("Make the images");
+    let images = images::write(&cache.join("images"), &containers, &programs)?;
+    let bed = Bed::new(debian, &programs.vm_guest)?;
+    step.done("");
+    let interrupt = Interrupt::watch()?;
+    let logs = cache.join("logs");
+    let workshop = Workshop { bed, programs, containers, kubernetes, multus, images, logs, interrupt };
+
+    let metas = options.meta.map_or_else(|| vec![Meta::VirtMeta, Meta::Multus], |meta| vec![meta]);
+    let mut all_good = true;
+    for (at, meta) in metas.iter().enumerate() {
+        let keep = options.keep && at + 1 == metas.len();
+        let outcome = workshop.walk(*meta, keep, progress);
+        if workshop.interrupt.came() {
+            eprintln!("interrupted; everything that was started has been ended");
+            return Ok(ExitCode::from(130));
+        }
+        all_good &= outcome.with_context(|| {
+            format!("with {}; the log of every program is in {}", meta.user(), workshop.logs_of(*meta).display())
+        })?;
+    }
+    Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Workshop {
+    fn logs_of(&self, meta: Meta) -> PathBuf {
+        self.logs.join(meta.user())
+    }
+
+    /// One cluster from nothing to nothing. False when something was not as it should be.
+    fn walk(&self, meta: Meta, keep: bool, progress: &Progress) -> Result<bool> {
+        let begun = Instant::now();
+        let logs = self.logs_of(meta);
+        control::remove(&logs)?;
+        fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        // In the system's folder for such things: the name of a socket must be short.
+        let folder = TempDir::with_prefix("virtnet-kubernetes-").context("cannot make a folder")?;
+
+        let step = progress.step("Start etcd, API server, controller manager, scheduler");
+        let place = ControlPlace {
+            programs: &self.kubernetes,
+            folder: folder.path(),
+            logs: &logs,
+            interrupt: &self.interrupt,
+        };
+        let control = ControlPlane::start(&place, |note| step.note(note))?;
+        step.done("");
+
+        let step = progress.step(&format!("Start the node, with {}", meta.user()));
+        let parts = Parts {
+            bed: &self.bed,
+            kubernetes: &self.kubernetes,
+            multus: &self.multus,
+            containers: &self.containers,
+            programs: &self.programs.folder,
+            images: &self.images,
+            folder: folder.path(),
+            logs: &logs,
+            interrupt: &self.interrupt,
+        };
+        let node = Node::start(&parts, &control, meta, |note| step.note(note))?;
+        step.done(&format!("Ready {:.0} s after the kubelet was started", node.ready_after.as_secs_f64()));
+
+        let cluster = Cluster { node, control, kubernetes: &self.kubernetes, meta, repository: build::workspace()? };
+        let mut screen = Screen::default();
+        if let Err(error) = cluster.walk(&mut screen) {
+            screen.check("the walkthrough goes on", Err(format!("{error:#}")));
+        }
+        if self.interrupt.came() {
+            return Ok(false);
+        }
+        if !screen.all_good() {
+            cluster.tell_more(&screen, &logs);
+        }
+        screen.finish(begun.elapsed());
+        if keep {
+            cluster.keep(&self.interrupt);
+        }
+        Ok(screen.all_good())
+    }
+}
+
+/// A running cluster as a person types at it: `kubectl` on this machine, everything else on the node.
+struct Cluster<'a> {
+    node: Node,
+    control: ControlPlane,
+    kubernetes: &'a Path,
+    meta: Meta,
+    repository: PathBuf,
+}
+
+impl Cluster<'_> {
+    fn walk(&self, screen: &mut Screen) -> Result<()> {
+        let mut walk = Walk::new(self, screen);
+        let before = walk.look_at_the_node()?;
+        walk.step(&format!("A Kubernetes node, with {}: define the network", self.meta.user()));
+        walk.type_in("kubectl get nodes -o wide")?;
+        walk.type_in("ls /etc/cni/net.d")?;
+        walk.type_in("kubectl apply -f deployments/crdnetwork.yaml -f tests/kubernetes/e2e/meta-rbac.yaml")?;
+        walk.type_in("kubectl wait --for=condition=Established crd/network-attachment-definitions.k8s.cni.cncf.io")?;
+        walk.type_in("kubectl apply -f deployments/virt-crd.yaml")?;
+        walk.start_virtdp()?;
+        walk.type_in(r#"for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = virtdp ] && grep -E 'VmHWM|VmRSS|RssAnon' $p/status; done; true"#)?;
+        walk.pods_come_and_go(&before)
+    }
+
+    fn kubectl(&self, line: &str) -> Command {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new("sh");
+        command.args(["-c", line]).current_dir(&self.repository);
+        command.env("KUBECONFIG", &self.control.kubeconfig);
+        command.env("PATH", format!("{}:{path}", self.kubernetes.display()));
+        command
+    }
+
+    /// After a failure: what the cluster says, into the folder with the programs' logs, and the most telling part here.
+    fn tell_more(&self, screen: &Screen, logs: &Path) {
+        let questions = [
+            ("pods", "kubectl get pods --all-namespaces -o wide; kubectl describe pods --all-namespaces"),
+            ("node", "kubectl describe nodes; kubectl get nodes -o yaml"),
+            ("events", "kubectl get events --all-namespaces --sort-by=.lastTimestamp"),
+            ("virtdp", "kubectl logs --namespace=kube-system daemonset/virt-device-plugin"),
+            ("links", "ip -details link; ls -R /var/lib/virtnet /etc/cni /var/lib/cni; dmesg | tail -n 50"),
+        ];
+        for (name, line) in questions {
+            let text = match self.run(line) {
+                Ok((_, text)) => text,
+                Err(error) => format!("{error:#}"),
+            };
+            // What cannot be written is shown at least, as far as it fits.
+            let _ = fs::write(logs.join(format!("{name}.txt")), &text);
+            if matches!(name, "events" | "virtdp") {
+                screen.command(line);
+                let lines: Vec<&str> = text.lines().collect();
+                screen.output(&lines.iter().skip(lines.len().saturating_sub(20)).copied().collect::<Vec<_>>().join("\n"));
+            }
+        }
+        screen.note(&format!("The log of every program is in {}", logs.display()));
+    }
+
+    fn keep(&self, interrupt: &Interrupt) {
+        println!("\nThe cluster is up. In another terminal:\n");
+        println!("    export KUBECONFIG={}", self.control.kubeconfig.display());
+        println!("    export PATH={}:$PATH", self.kubernetes.display());
+        println!("    kubectl get pods --all-namespaces\n\nCtrl-C ends it.");
+        while !interrupt.came() {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl Place for Cluster<'_> {
+    fn run(&self, line: &str) -> Result<(bool, String)> {
+        let merged = format!("exec 2>&1; {line}");
+        if line.starts_with("kubectl ") {
+            let output = self.kubectl(&merged).output().context("cannot run kubectl")?;
+            return Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).trim_end().to_owned()));
+        }
+        let output = self.node.shell(&merged, &self.repository).output()?;
+        if output.code().is_none() {
+            bail!("`{line}` was killed");
+        }
+        Ok((output.code() == Some(0), output.text()))
+    }
+
+    fn client(&self) -> &'static str {
+        "kubectl"
+    }
+
+    fn agent_manifest(&self) -> &'static str {
+        "deployments/virtdp.yaml"
+    }
+
+    fn agent(&self) -> &'static str {
+        "--namespace=kube-system daemonset/virt-device-plugin"
+    }
+
+    fn delete_pods(&self) -> &'static str {
+        // Their shell, being process 1, ignores SIGTERM: without this, deleting takes the 30 s that Kubernetes grants.
+        "kubectl delete pod --grace-period=1"
+    }
+
+    fn records(&self) -> &'static str {
+        match self.meta {
+            Meta::VirtMeta => "/var/lib/virtnet/leases /var/lib/virtnet/attachments",
+            Meta::Multus => "/var/lib/virtnet/leases",
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
+}
