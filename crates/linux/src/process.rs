@@ -33,3 +33,19 @@ pub fn unshare(namespaces: &[Namespace]) -> Result<(), Error> {
     unsafe { rustix::thread::unshare_unsafe(flags) }
         .map_err(|errno| Error::Unshare { namespaces: namespaces.to_vec(), source: errno.into() })
 }
+
+/// Keeps programs that are started from now on from inheriting descriptors other than standard input, output and error: those
+/// that the caller itself inherited, open for its parent's sake. Where /proc is not mounted, nothing is changed.
+pub fn inherit_only_standard_streams() {
+    let numbers = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    for number in numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        if number <= 2 {
+            continue;
+        }
+        // SAFETY: the descriptor is borrowed for one fcntl(2), which neither reads, writes nor closes it. Where it was closed
+        // meanwhile (as the one of the folder itself), the kernel answers EBADF.
+        #[allow(unsafe_code)]
+        let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+        let _ = rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC);
+    }
+}
