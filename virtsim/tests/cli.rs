@@ -176,6 +176,26 @@ fn a_node_starts_through_a_pipe_and_down_ends_it_and_is_repeatable() {
 }
 
 #[test]
+fn a_node_holds_nothing_that_its_starter_had_open() {
+    let sim = Sim::new();
+    let file = sim.0.path().join("held");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "exec 7>\"$1\"; shift; exec \"$@\"", "sh"])
+        .arg(&file)
+        .arg(env!("CARGO_BIN_EXE_virtsim"));
+    let status =
+        shell.args(sim.up_arguments()).env("VIRTSIM_DIR", sim.dir()).stdout(Stdio::null()).status().unwrap();
+    assert!(status.success() && file.exists());
+    let targets: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", sim.pid().unwrap()))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert!(targets.contains(&sim.dir().join("virtsim.log")), "{targets:?}");
+    assert!(!targets.contains(&file), "{targets:?}");
+}
+
+#[test]
 fn a_node_that_was_killed_is_told_apart_and_started_again() {
     let sim = Sim::up();
     sim.start_pod();

@@ -61,6 +61,8 @@ fn spawn(options: &Options, log: &File, level: &str) -> Result<Child> {
         argument.push(value);
         argument
     };
+    // Only the log, which it gets as its output: whoever reads the end of a pipe must not wait for the node.
+    linux::process::inherit_only_standard_streams();
     let child = Command::new(itself)
         .arg("up")
         .arg(option("dir", &options.dir))
