@@ -2,7 +2,7 @@
 //!
 //! Everything here is a task around the API server's store, as the real components are around theirs: the scheduler binds
 //! pods, one worker for each pod brings it to life and to its end, the Node object follows what the kubelet offers.
-//! Decisions are pure functions ([`placement`], [`containers`], [`status`], [`environment`]).
+//! Decisions are pure functions: `placement`, `containers`, `status`, `environment`.
 //!
 //! Nothing of the API survives the process. What a killed node left on the machine, its next start undoes, before it
 //! serves anything.

@@ -16,7 +16,7 @@
 //! can be repeated; of the topology manager there is only policy `none`, and [`Options::align_numa`] as a simple form of
 //! `best-effort`.
 //!
-//! One task owns the state ([`owner`]); others send it work by channel, and capacity leaves through a `watch` channel.
+//! One task owns the state (`owner`); others send it work by channel, and capacity leaves through a `watch` channel.
 
 mod admission;
 mod checkpoint;
