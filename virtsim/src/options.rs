@@ -18,7 +18,8 @@ pub struct Options {
     pub cni_bin_dir: PathBuf,
     /// libcni's cache of results.
     pub cni_cache_dir: PathBuf,
-    /// Where pods' network namespaces are mounted.
+    /// Where pods' network namespaces are mounted: `/var/run/netns`, or `netns` in the node's folder where that cannot be
+    /// written.
     pub netns_dir: PathBuf,
     /// The Node object's name.
     pub node_name: String,
@@ -30,13 +31,14 @@ impl Options {
     /// The defaults of a real node, with the node's own things in `dir`.
     #[must_use]
     pub fn at(dir: impl Into<PathBuf>) -> Self {
+        let dir = dir.into();
         Options {
-            dir: dir.into(),
+            netns_dir: netns_dir(&dir),
+            dir,
             kubelet_dir: PathBuf::from("/var/lib/kubelet"),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dir: PathBuf::from("/opt/cni/bin"),
             cni_cache_dir: PathBuf::from("/var/lib/cni"),
-            netns_dir: PathBuf::from("/var/run/netns"),
             node_name: node_name(&std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         }
@@ -83,6 +85,18 @@ pub fn control_socket(dir: &Path) -> PathBuf {
 #[must_use]
 pub fn kubeconfig(dir: &Path) -> PathBuf {
     dir.join("kubeconfig")
+}
+
+/// Where `ip netns` looks; in the node's folder where only a real root may write there.
+fn netns_dir(dir: &Path) -> PathBuf {
+    use rustix::fs::{Access, access};
+    let usual = Path::new("/var/run/netns");
+    // It is made by whoever needs it first.
+    let place = if usual.exists() { usual } else { Path::new("/var/run") };
+    match access(place, Access::WRITE_OK) {
+        Ok(()) => usual.to_owned(),
+        Err(_) => dir.join("netns"),
+    }
 }
 
 /// A host's name as the kubelet would make a node's name of it.
