@@ -3,6 +3,9 @@
 //! Pods here are on the node's network, so that no CNI plugin is needed and nothing of the machine's network is touched.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+#[path = "node/plugin.rs"]
+mod plugin;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -424,6 +427,39 @@ fn definitions_and_namespaces_are_made_before_what_needs_them_and_deleted_after_
     );
     assert_eq!(sim.apply(&in_a_new_one), "namespace/other created\npod/a created\n");
     assert!(sim.ok(&["get", "pods", "-n", "other"]).contains("a "));
+}
+
+#[test]
+fn devices_are_told_with_who_has_them_and_a_plugin_that_is_away_keeps_no_pod_from_being_made() {
+    let sim = Sim::up();
+    let pod = |name: &str| {
+        let named = POD.replace("name: a", &format!("name: {name}"));
+        format!("{named}    resources: {{limits: {{{}: 1}}}}\n", plugin::RESOURCE)
+    };
+    assert!(sim.fails_with(&pod("a"), &["apply", "-f", "-"]).contains(plugin::RESOURCE));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let kubelet = sim.0.path().join("kubelet-dir");
+    let plugin = runtime.block_on(plugin::Plugin::start(&kubelet, "nic.sock", &["nic-1"]));
+    let offers = |count: u32| {
+        let path = format!("--for=jsonpath={{.status.allocatable['{}']}}={count}", plugin::RESOURCE);
+        sim.ok(&["wait", "node/node1", &path]);
+    };
+    offers(1);
+    sim.apply(&pod("a"));
+    sim.ok(&["wait", "pod/a", "--for=condition=Ready"]);
+    assert_eq!(*plugin.allocated.lock().unwrap(), [["nic-1"]]);
+    let described = sim.ok(&["describe", "pod", "a"]);
+    assert!(described.contains("Devices:       example.com/nic: nic-1\n"), "{described}");
+    let described = sim.ok(&["describe", "node", "node1"]);
+    assert!(described.contains("example.com/nic   nic-1    default/a   c"), "{described}");
+
+    sim.apply(&pod("b"));
+    let said = sim.fails(&["wait", "pod/b", "--for=condition=Ready", "--timeout=500ms"]);
+    assert!(said.contains("Insufficient example.com/nic"), "{said}");
+    drop(plugin);
+    offers(0);
+    assert_eq!(sim.apply(&pod("d")), "pod/d created\n");
+    assert!(sim.ok(&["get", "pods"]).contains("d      0/1     Pending"));
 }
 
 #[test]
