@@ -44,6 +44,7 @@ pub(crate) enum Refusal {
 /// All that is offered.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Offers {
+    /// By ID, in the order of addresses.
     entries: BTreeMap<(Option<PciAddress>, DeviceId), Entry>,
     /// Why a NIC of this node is not offered.
     skipped: BTreeMap<DeviceId, String>,
@@ -82,7 +83,7 @@ impl Offers {
         self.skipped.clear();
         let mut offered = BTreeSet::new();
         for seen in &survey.nics {
-            let key = (seen.nic.pci, seen.nic.id.clone());
+            let key = (seen.nic.id.pci(), seen.nic.id.clone());
             match &seen.standing {
                 Standing::Offered(health) => {
                     self.offer(&key, seen, health, survey);

@@ -38,7 +38,7 @@ pub(crate) enum Ended {
     /// There is a new kubelet.
     NewKubelet,
     /// Our server ended.
-    ServerEnded,
+    ServerFailed,
 }
 
 impl fmt::Display for Ended {
@@ -48,7 +48,7 @@ impl fmt::Display for Ended {
             Ended::StreamLost => "the kubelet closed the stream",
             Ended::SocketRemoved => "our socket was removed, as a kubelet does when it starts",
             Ended::NewKubelet => "the kubelet has a new socket",
-            Ended::ServerEnded => "our server ended",
+            Ended::ServerFailed => "our server ended",
         })
     }
 }
@@ -112,7 +112,7 @@ impl Session {
         loop {
             tokio::select! {
                 _ = self.streams.wait_for(|streams| streams.open == 0) => return Ended::StreamLost,
-                _ = &mut self.server => return Ended::ServerEnded,
+                _ = &mut self.server => return Ended::ServerFailed,
                 () = folder.changed() => {
                     if Identity::of(&self.path) != self.identity {
                         return Ended::SocketRemoved;

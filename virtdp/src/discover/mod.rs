@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use self::changes::Changes;
 use self::read::Reader;
@@ -39,7 +39,10 @@ pub(crate) enum Sight {
 /// Without any event, look again after this time: no source of events is perfect.
 const RESYNC: Duration = Duration::from_secs(30);
 /// After a failed reading look again soon, then less often.
-const RETRY: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+const RETRY: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+/// One failed reading may be a busy moment, and to withdraw everything for it would turn pods away.
+const BLIND_AFTER: usize = 2;
 
 /// Follows the node until `stop`. The one owner of what was discovered.
 pub(crate) async fn follow(settings: Settings, sight: watch::Sender<Sight>, stop: CancellationToken) {
@@ -85,15 +88,19 @@ pub(crate) async fn follow(settings: Settings, sight: watch::Sender<Sight>, stop
             }
             Err(failure) => {
                 let why = format!("{failure:#}");
-                if report.failed(&why) {
-                    error!(
-                        reason = why,
-                        "no NIC is offered: the node's interfaces and routes cannot be read"
-                    );
-                }
-                sight.send_replace(Sight::Blind(why));
                 let pause = RETRY.get(failures).or(RETRY.last()).copied().unwrap_or(RESYNC);
                 failures = failures.saturating_add(1);
+                if failures < BLIND_AFTER {
+                    debug!(reason = why, "looking again: the node could not be read");
+                } else {
+                    if report.failed(&why) {
+                        error!(
+                            reason = why,
+                            "no NIC is offered: the node's interfaces and routes cannot be read"
+                        );
+                    }
+                    sight.send_replace(Sight::Blind(why));
+                }
                 pause
             }
         };

@@ -108,6 +108,15 @@ fn what_a_pod_had_before_our_start_is_listed_though_it_is_gone() {
 }
 
 #[test]
+fn a_device_that_was_given_is_listed_once_though_its_id_is_not_its_pci_address() {
+    let start = Instant::now();
+    let mut on_pci = healthy("vd0");
+    on_pci.nic.pci = Some("0000:00:0a.0".parse().unwrap());
+    let offers = Offers::begin(&survey(vec![on_pci], &[]), &BTreeSet::from([id("vd0")]), start);
+    assert_eq!(shown(&offers), ["vd0 Healthy"]);
+}
+
+#[test]
 fn a_node_that_cannot_be_read_offers_only_what_pods_have() {
     let start = Instant::now();
     let mut offers = begin(&survey(vec![healthy(FIRST), healthy(SECOND)], &[SECOND]), start);
