@@ -53,6 +53,11 @@ impl Seen {
     fn must_go(&self) -> bool {
         self.gone || self.pod.is_terminating()
     }
+
+    /// How long its containers have; the least time there is where nobody waits for them.
+    fn grace(&self) -> Duration {
+        if self.gone { Duration::from_secs(1) } else { pod::grace(&self.pod) }
+    }
 }
 
 /// The pod is to go: what was being done is left.
@@ -297,8 +302,7 @@ impl Worker {
         }
         let mut pause = FIRST_PAUSE;
         loop {
-            let grace = pod::grace(&self.seen.borrow().pod);
-            match self.stop_once(grace).await {
+            match self.stop_once().await {
                 Ok(()) | Err(runtime::Error::UnknownPod(_)) => break,
                 Err(runtime::Error::Stopped) => return,
                 Err(error) => self.event(Level::Warning, "FailedKillPod", chain(&error)).await,
@@ -312,14 +316,27 @@ impl Worker {
     }
 
     /// Meanwhile the pod's status tells which containers have ended.
-    async fn stop_once(&mut self, grace: Duration) -> Result<(), runtime::Error> {
+    async fn stop_once(&mut self) -> Result<(), runtime::Error> {
         let context = self.context.clone();
         let mut statuses = context.runtime.statuses();
         let uid = self.uid.clone();
+        let mut seen = self.seen.clone();
+        let mut grace = seen.borrow_and_update().grace();
         let mut stopping = std::pin::pin!(context.runtime.stop(&uid, grace));
         loop {
             tokio::select! {
+                // The first call must be out before the second.
+                biased;
                 outcome = &mut stopping => return outcome,
+                // Deleted once more, with less patience.
+                Ok(()) = seen.changed() => {
+                    let now = seen.borrow_and_update().grace();
+                    if now < grace {
+                        grace = now;
+                        // The first call has the answer.
+                        let _ = context.runtime.stop(&uid, grace).await;
+                    }
+                }
                 Ok(()) = statuses.changed() => {
                     self.hear(&mut statuses);
                     self.publish().await;

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::init::{NOT_RUN, Role, Shape, code};
@@ -151,7 +151,7 @@ impl Pod {
                         answer(reply, running.map(|(_, running)| running));
                     }
                     Some(Command::Stop { grace, reply }) => {
-                        let outcome = self.stop(grace).await;
+                        let outcome = self.stop(grace, &mut commands).await;
                         let stopped = outcome.is_ok();
                         answer(reply, outcome);
                         if stopped {
@@ -283,14 +283,31 @@ impl Pod {
         });
     }
 
-    /// SIGTERM to each container, SIGKILL after `grace`, then the network.
-    async fn stop(&mut self, grace: Duration) -> Result<(), Error> {
+    /// SIGTERM to each container, SIGKILL after `grace`, then the network. Whoever asks meanwhile can only shorten the grace.
+    async fn stop(
+        &mut self,
+        grace: Duration,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+    ) -> Result<(), Error> {
         for helper in self.containers.values().filter_map(|container| container.helper.as_ref()) {
             helper.signal(Signal::TERM);
         }
-        let deadline = Instant::now() + grace;
-        while let Ok(Some(exit)) = timeout_at(deadline, self.exits.join_next()).await {
-            self.exited(exit);
+        let mut deadline = Instant::now() + grace;
+        loop {
+            tokio::select! {
+                exit = self.exits.join_next() => match exit {
+                    Some(exit) => self.exited(exit),
+                    None => break,
+                },
+                () = sleep_until(deadline) => break,
+                Some(command) = commands.recv() => match command {
+                    Command::Stop { grace, reply } => {
+                        deadline = deadline.min(Instant::now() + grace);
+                        answer(reply, Err(Error::Stopping(self.record.config.pod.uid.clone())));
+                    }
+                    command => command.refuse(&self.record.config.pod.uid),
+                }
+            }
         }
         if let Some(holder) = self.holder.take() {
             let failed =

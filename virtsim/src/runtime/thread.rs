@@ -109,7 +109,8 @@ impl Runtime {
     /// Its logs stay, see [`Runtime::remove_logs`].
     ///
     /// # Errors
-    /// When CNI DEL fails, the pod's processes are gone and its network stays; it can be tried again.
+    /// When CNI DEL fails, the pod's processes are gone and its network stays; it can be tried again. While it is being
+    /// stopped, another call shortens the grace, and fails with [`Error::Stopping`].
     pub async fn stop(&self, uid: &str, grace: Duration) -> Result<(), Error> {
         self.ask(|reply| Order::Pod(uid.to_owned(), Command::Stop { grace, reply })).await
     }

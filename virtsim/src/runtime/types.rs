@@ -279,6 +279,9 @@ pub enum Error {
         /// The container.
         container: String,
     },
+    /// Somebody else stops it already, and has the answer.
+    #[error("pod {0} is being stopped")]
+    Stopping(String),
     /// The runtime has ended.
     #[error("the runtime was stopped")]
     Stopped,

@@ -1,7 +1,10 @@
 //! What becomes of pods.
 
+use std::io::BufRead;
+
 use serde_json::json;
 use virtsim::api::json::Json;
+use virtsim::control::{Connection, Exec, Logs, Request, WindowSize};
 
 use crate::bench::{Bench, sleeper};
 
@@ -209,4 +212,72 @@ fn a_daemonset_has_a_pod_on_the_node() {
     bench.until(&format!("{sets}/agent"), |set| set.integer("/status/numberReady") == Some(1));
     bench.client().delete(&format!("{sets}/agent"), None).unwrap();
     bench.until("/api/v1/namespaces/default/pods", |pods| pods.items("/items").is_empty());
+}
+
+#[test]
+fn a_command_can_have_a_terminal() {
+    let bench = Bench::start();
+    bench.create("a", sleeper(0));
+    bench.until_phase("a", "Running");
+    let request = Request::Exec(Exec {
+        namespace: "default".to_owned(),
+        pod: "a".to_owned(),
+        container: Some("c".to_owned()),
+        command: ["sh", "-c", "stty size; read line; echo got $line; exit 5"].map(str::to_owned).to_vec(),
+        stdin: true,
+        terminal: Some(WindowSize { rows: 33, columns: 101 }),
+    });
+    let connection = Connection::open(&bench.run_dir(), &request).unwrap();
+    connection.input().send(b"a line\n").unwrap();
+    let mut out = Vec::new();
+    let code = connection.run(&mut out, &mut std::io::sink()).unwrap();
+    let said = String::from_utf8(out).unwrap();
+    assert_eq!(code, 5, "{said}");
+    assert!(said.contains("33 101\r\n") && said.contains("got a line\r\n"), "{said:?}");
+}
+
+#[test]
+fn a_log_is_followed_until_the_container_ends() {
+    let bench = Bench::start();
+    let go_on = bench.folder.path().join("go-on");
+    let command = format!("echo one; until [ -e {} ]; do sleep 0.01; done; echo two", go_on.display());
+    bench.create(
+        "a",
+        json!({
+            "restartPolicy": "Never",
+            "containers": [{"name": "c", "image": "none", "command": ["sh", "-c", command]}],
+        }),
+    );
+    bench.until_phase("a", "Running");
+    let request = Request::Logs(Logs {
+        namespace: "default".to_owned(),
+        pod: "a".to_owned(),
+        container: None,
+        follow: true,
+        tail: None,
+    });
+    let connection = Connection::open(&bench.run_dir(), &request).unwrap();
+    let (read, mut written) = std::io::pipe().unwrap();
+    let following = std::thread::spawn(move || connection.run(&mut written, &mut std::io::sink()).unwrap());
+    let mut lines = std::io::BufReader::new(read).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "one");
+    std::fs::write(&go_on, "").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "two");
+    assert_eq!(following.join().unwrap(), 0);
+    assert!(lines.next().is_none());
+}
+
+#[test]
+fn a_second_deletion_with_less_grace_shortens_the_first() {
+    let bench = Bench::start();
+    bench.create("a", json!({
+        "terminationGracePeriodSeconds": 600,
+        "containers": [{"name": "c", "image": "none", "command": ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]}],
+    }));
+    bench.until_phase("a", "Running");
+    bench.delete("a");
+    bench.until_event(|reason, _| reason == "Killing");
+    bench.client().delete("/api/v1/namespaces/default/pods/a", Some(1)).unwrap();
+    bench.until_gone("a");
+    assert_eq!(bench.left(), [""; 0]);
 }
