@@ -130,6 +130,11 @@ impl Client {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && kubeconfig.is_none() => {
                 return Err(Error::NoNode { dir: dir.to_owned() });
             }
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                let why = "it belongs to whoever started the node: run this as them (`sudo virtsim ...`)"
+                    .to_owned();
+                return Err(Error::Kubeconfig { path, why });
+            }
             Err(error) => return Err(Error::Kubeconfig { path, why: error.to_string() }),
             Ok(text) => text,
         };

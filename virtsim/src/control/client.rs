@@ -20,6 +20,12 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The socket is there, but not for us.
+    #[error("the virtsim in {} belongs to somebody else: run this as whoever started it (`sudo virtsim ...`)", dir.display())]
+    NotAllowed {
+        /// The node's folder.
+        dir: PathBuf,
+    },
+    /// The socket is there, but cannot be used.
     #[error("the virtsim in {} cannot be reached", dir.display())]
     Connect {
         /// The node's folder.
@@ -100,6 +106,7 @@ impl Connection {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 Error::NoNode { dir: dir.to_owned() }
             }
+            io::ErrorKind::PermissionDenied => Error::NotAllowed { dir: dir.to_owned() },
             _ => Error::Connect { dir: dir.to_owned(), source },
         };
         let stream = UnixStream::connect(crate::options::control_socket(dir)).map_err(connect)?;
