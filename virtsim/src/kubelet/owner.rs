@@ -82,12 +82,12 @@ impl State {
     }
 
     /// The stream of `id` ended. The server looks for the client by the resource's name, and so disconnects another one
-    /// where the plugin has registered anew before its old stream ended.
+    /// where the plugin has registered anew before its old stream ended. Then, and where another registration failed
+    /// meanwhile, nobody closes the connection of `id` itself: in the latter case Allocate still uses it.
     pub(super) fn stream_ended(&mut self, name: &ResourceName, id: PluginId, now: Instant) {
         if self.old_stream_ends_new || self.registered.get(name) == Some(&id) {
             self.disconnect(name, now);
         }
-        self.close(id);
     }
 
     /// Disconnects whoever is registered under the name.
@@ -185,7 +185,8 @@ pub(super) async fn own(
     }
 }
 
-async fn at(instant: Option<Instant>) {
+/// Waits until then; for ever where there is no such time.
+pub(super) async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,

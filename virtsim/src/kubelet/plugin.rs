@@ -41,7 +41,7 @@ impl Reception {
     ) -> Result<ResourceName, String> {
         if version != VERSION {
             return Err(format!(
-                "requested API version {version:?} is not supported by kubelet. Supported version is {VERSION:?}"
+                "requested API version {version:?} is not supported by kubelet. Supported version is [{VERSION:?}]"
             ));
         }
         let name: ResourceName = resource.parse().map_err(|error| {
@@ -102,7 +102,9 @@ impl Reception {
                 Err(error) => error,
             };
             if timeout_at(expiry, sleep(pause)).await.is_err() {
-                return Err(format!("context deadline exceeded: {}", chain(&error)));
+                // gRPC for Go keeps the reason to itself.
+                warn!(socket = %socket.display(), error = chain(&error), "plugin cannot be reached");
+                return Err("context deadline exceeded".to_owned());
             }
             pause *= 2;
         }

@@ -58,9 +58,13 @@ impl PodResourcesLister for PodResourcesService {
     ) -> Result<Response<AllocatableResourcesResponse>, Status> {
         self.limit()?;
         let devices = self.owner.ask(|state| {
-            let devices = state.devices.allocatable().map(|(name, device)| {
-                let nodes = device.topology.iter().flat_map(|topology| &topology.nodes).map(|node| node.id);
-                container_devices(name.to_string(), device.id.clone(), nodes.collect())
+            // One entry for each NUMA node, so that a topology without nodes has none.
+            let devices = state.devices.allocatable().flat_map(|(name, device)| {
+                let entry = |node| container_devices(name.to_string(), device.id.clone(), node);
+                match &device.topology {
+                    None => vec![entry(None)],
+                    Some(topology) => topology.nodes.iter().map(|node| entry(Some(node.id))).collect(),
+                }
             });
             devices.collect()
         });
@@ -95,9 +99,7 @@ fn describe(devices: &Devices, pod: &Pod) -> PodResources {
         name: name.clone(),
         devices: devices
             .of_container(&pod.key.uid, name)
-            .map(|(resource, id, node)| {
-                container_devices(resource.to_string(), id.to_owned(), node.into_iter().collect())
-            })
+            .map(|(resource, id, node)| container_devices(resource.to_string(), id.to_owned(), node))
             .collect(),
         ..Default::default()
     };
@@ -110,10 +112,9 @@ fn describe(devices: &Devices, pod: &Pod) -> PodResources {
     }
 }
 
-/// One entry for each device, as the kubelet has it.
-fn container_devices(resource_name: String, id: String, nodes: Vec<i64>) -> ContainerDevices {
-    let topology = (!nodes.is_empty())
-        .then(|| TopologyInfo { nodes: nodes.into_iter().map(|id| NumaNode { id }).collect() });
+/// One entry for each device and NUMA node, as the kubelet has it.
+fn container_devices(resource_name: String, id: String, node: Option<i64>) -> ContainerDevices {
+    let topology = node.map(|id| TopologyInfo { nodes: vec![NumaNode { id }] });
     ContainerDevices { resource_name, device_ids: vec![id], topology }
 }
 

@@ -345,13 +345,14 @@ fn make_folder(path: &Path) -> Result<(), StartError> {
     made.map_err(|source| StartError::Folder { step: "make", path: path.to_owned(), source })
 }
 
-/// Removes every unix socket of the folder, whoever's it is.
+/// Removes every unix socket of the folder, whoever's it is, and every link that leads to one.
 fn remove_sockets(folder: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::Folder { step: "read", path: folder.to_owned(), source };
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
-            remove_file(&entry.path())?;
+        let path = entry.path();
+        if std::fs::metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+            remove_file(&path)?;
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The plugin watcher: sockets that appear in `plugins_registry/` are asked who they are, and told what became of it.
 //!
-//! A socket is asked once. It is asked again only when its file is made anew; when the file goes, so does the plugin.
+//! A socket whose plugin is not taken in is asked again, after a pause that doubles. One that is taken in is asked again
+//! only when its file is made anew; when the file goes, so does the plugin.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,10 +19,11 @@ use rustix::fs::inotify;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::owner::at;
 use super::plugin::Reception;
 use super::verbatim::call;
 use crate::chain;
@@ -29,6 +31,10 @@ use crate::chain;
 /// The kubelet's deadlines for the two calls.
 const INFO_TIMEOUT: Duration = Duration::from_secs(1);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Its pause before it asks again, and the longest (`initialDurationBeforeRetry` and `maxDurationBeforeRetry` of
+/// pkg/util/goroutinemap/exponentialbackoff).
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2 * 60 + 2);
 
 /// Which file: a socket that is made anew under the same path is another one.
 type Identity = (u64, u64, i64, i64);
@@ -39,10 +45,32 @@ pub(super) struct Watcher {
     inotify: pipe::Receiver,
 }
 
-/// A socket that was asked, and the resource that it registered.
+/// A socket that was found.
 struct Known {
     identity: Identity,
-    resource: Option<ResourceName>,
+    standing: Standing,
+}
+
+enum Standing {
+    /// It is being asked.
+    Asked,
+    /// It registered this resource.
+    TakenIn(ResourceName),
+    /// It was not taken in.
+    Refused,
+}
+
+/// When to ask a path again. It outlives the socket: a plugin that comes back after an error waits, too.
+struct Backoff {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Backoff {
+    fn after(earlier: Option<&Backoff>, now: Instant) -> Self {
+        let pause = earlier.map_or(FIRST_PAUSE, |earlier| (earlier.pause * 2).min(LONGEST_PAUSE));
+        Backoff { until: now + pause, pause }
+    }
 }
 
 impl Watcher {
@@ -66,6 +94,7 @@ impl Watcher {
 
     pub(super) async fn run(mut self, reception: Reception, stop: CancellationToken) {
         let mut known: BTreeMap<PathBuf, Known> = BTreeMap::new();
+        let mut pauses: BTreeMap<PathBuf, Backoff> = BTreeMap::new();
         let (finished, mut outcomes) = mpsc::channel::<(PathBuf, Identity, Option<ResourceName>)>(16);
         loop {
             let found = self.sockets();
@@ -75,18 +104,26 @@ impl Watcher {
                 .map(|(path, _)| path.clone())
                 .collect();
             for path in gone {
-                if let Some(resource) = known.remove(&path).and_then(|known| known.resource) {
+                if let Some(Known { standing: Standing::TakenIn(resource), .. }) = known.remove(&path) {
                     info!(%resource, socket = %path.display(), "plugin's socket is gone");
                     if reception.dismiss(resource).await.is_err() {
                         return;
                     }
                 }
             }
+            let now = Instant::now();
+            let mut next = None;
             for (path, identity) in found {
-                if known.contains_key(&path) {
+                if known.get(&path).is_some_and(|known| !matches!(known.standing, Standing::Refused)) {
                     continue;
                 }
-                known.insert(path.clone(), Known { identity, resource: None });
+                if let Some(Backoff { until, .. }) = pauses.get(&path)
+                    && now < *until
+                {
+                    next = Some(next.map_or(*until, |next: Instant| next.min(*until)));
+                    continue;
+                }
+                known.insert(path.clone(), Known { identity, standing: Standing::Asked });
                 let (reception, finished) = (reception.clone(), finished.clone());
                 reception.tasks.clone().spawn(async move {
                     let stop = reception.stop.clone();
@@ -102,13 +139,24 @@ impl Watcher {
             tokio::select! {
                 () = stop.cancelled() => return,
                 outcome = outcomes.recv() => {
-                    if let Some((path, identity, resource)) = outcome
-                        && let Some(known) = known.get_mut(&path)
-                        && known.identity == identity
-                    {
-                        known.resource = resource;
+                    let Some((path, identity, resource)) = outcome else { return };
+                    let standing = match resource {
+                        Some(resource) => {
+                            pauses.remove(&path);
+                            Standing::TakenIn(resource)
+                        }
+                        None => {
+                            let pause = Backoff::after(pauses.get(&path), Instant::now());
+                            pauses.insert(path.clone(), pause);
+                            Standing::Refused
+                        }
+                    };
+                    match known.get_mut(&path) {
+                        Some(known) if known.identity == identity => known.standing = standing,
+                        _ => {}
                     }
                 }
+                () = at(next) => {}
                 changed = self.changed() => {
                     if let Err(error) = changed {
                         warn!(%error, folder = %self.folder.display(), "plugins are not watched any more");
@@ -181,20 +229,29 @@ async fn take_in(reception: &Reception, socket: &Path) -> Option<ResourceName> {
     outcome.map_err(refused).ok()
 }
 
+/// Takes the plugin in, or says why not in the kubelet's words.
 async fn judge(reception: &Reception, socket: &Path, info: PluginInfo) -> Result<ResourceName, String> {
     if info.r#type != DEVICE_PLUGIN {
         return Err(format!(
-            "no handler registered for plugin type: {} at socket {}",
+            "RegisterPlugin error -- no handler registered for plugin type: {} at socket {}",
             info.r#type,
             socket.display()
         ));
     }
-    if !info.supported_versions.iter().any(|version| version == VERSION) {
-        return Err(format!(
-            "manager version, {VERSION}, is not among plugin supported versions {:?}",
-            info.supported_versions
-        ));
+    let invalid = |error| format!("RegisterPlugin error -- plugin validation failed with err: {error}");
+    let PluginInfo { name, endpoint, supported_versions: versions, .. } = info;
+    if !versions.iter().any(|version| version == VERSION) {
+        let versions = versions.join(" ");
+        return Err(invalid(format!(
+            "manager version, {VERSION}, is not among plugin supported versions [{versions}]"
+        )));
     }
-    let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(info.endpoint) };
-    reception.admit(VERSION, &info.name, endpoint).await
+    if name.parse::<ResourceName>().is_err() {
+        return Err(invalid(format!(
+            "invalid name of device plugin socket: the ResourceName {name:?} is invalid"
+        )));
+    }
+    let endpoint = if endpoint.is_empty() { socket.to_owned() } else { PathBuf::from(endpoint) };
+    let admitted = reception.admit(VERSION, &name, endpoint).await;
+    admitted.map_err(|error| format!("RegisterPlugin error -- plugin registration failed with err: {error}"))
 }

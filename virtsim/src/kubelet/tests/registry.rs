@@ -101,6 +101,21 @@ async fn a_plugin_that_is_refused_is_told_why() {
     }
 }
 
+#[tokio::test]
+async fn a_plugin_that_is_refused_is_asked_again_until_it_is_taken_in() {
+    let bench = Bench::start(Options { dial_timeout: Duration::from_millis(50), ..Options::default() }).await;
+    let endpoint = bench.folder.path().join("plugin.sock");
+    let socket = bench.dir().plugins_registry().join("virtnet@node-reg.sock");
+    let (server, mut hears) = introduce(&socket, device_plugin(&endpoint));
+    for _ in 0..2 {
+        let status = hear(&mut hears).await;
+        assert!(!status.plugin_registered && status.error.contains("failed to dial"), "{status:?}");
+    }
+    let _plugin = Plugin::start(endpoint, healthy(&["a"]), Character::default());
+    bench.capacity(1, 1).await;
+    server.abort();
+}
+
 /// The trap for plugins: no client of ours would ever show it.
 #[tokio::test]
 async fn a_server_that_refuses_the_escaped_path_is_found_out() {
