@@ -10,12 +10,15 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"virtnet/tests/kubernetes/devicemanager/kubelet"
 )
 
 var (
-	seed     = flag.Uint64("seed", 0, "repeat the random restarts of this seed; 0 takes a new one")
+	seed = flag.Uint64("seed", 0, "repeat the random restarts of this seed; 0 takes a new one")
+	// What takes long is never what fails.
+	patience = flag.Duration("patience", time.Minute, "how long anything may take before a test gives up")
 	restarts = flag.Int("restarts", 200, "how many restarts at random")
 )
 

@@ -21,9 +21,6 @@ import (
 	"virtnet/tests/kubernetes/devicemanager/kubelet"
 )
 
-// patience is how long anything may take before a test gives up; what takes long is never what fails.
-const patience = 60 * time.Second
-
 // A Pod and its Containers, as scenarios describe them.
 type (
 	Pod       = kubelet.Pod
@@ -80,6 +77,8 @@ type stage struct {
 	Node
 	transcript []string
 	folder     string
+	// agents counts the agents that were started.
+	agents int
 	// pods by name, which the scenario started.
 	pods map[string]Pod
 }
@@ -152,7 +151,7 @@ func (s *stage) note(format string, arguments ...any) {
 // eventually asks until there is nothing to complain about. Asking again is no failure, however often.
 func (s *stage) eventually(what string, complaint func() string) {
 	s.Helper()
-	expiry := time.Now().Add(patience)
+	expiry := time.Now().Add(*patience)
 	for {
 		trouble := complaint()
 		if trouble == "" {
@@ -213,7 +212,7 @@ func (s *stage) dial(path string) *grpc.ClientConn {
 
 // deadline is a context that ends when patience does.
 func (s *stage) deadline() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), *patience)
 	s.Cleanup(cancel)
 	return ctx
 }

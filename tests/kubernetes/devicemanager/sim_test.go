@@ -43,7 +43,6 @@ func startSim(t *testing.T, root string, _ int) Node {
 	}
 	log, err := os.Create(filepath.Join(folder, "virtsim.log"))
 	must(t, err)
-	// The kubelet's own time for everything: a minute more than a scenario has.
 	process := exec.Command(program("VIRTSIM"), "up", "--foreground",
 		"--dir", node.dir, "--kubelet-dir", root, "--node-name", nodeName,
 		"--cni-conf-dir", filepath.Join(folder, "net.d"), "--cni-bin-dir", filepath.Join(folder, "bin"),
@@ -54,7 +53,7 @@ func startSim(t *testing.T, root string, _ int) Node {
 	t.Cleanup(func() {
 		// A node that was told to end ends its pods, and a node that is killed does, too.
 		_ = process.Process.Signal(syscall.SIGTERM)
-		kill := time.AfterFunc(patience, func() { _ = process.Process.Kill() })
+		kill := time.AfterFunc(*patience, func() { _ = process.Process.Kill() })
 		_ = process.Wait()
 		kill.Stop()
 		log.Close()
@@ -64,6 +63,8 @@ func startSim(t *testing.T, root string, _ int) Node {
 		if err != nil {
 			return err
 		}
+		// The simulated API server speaks JSON only, and says so.
+		config.ContentType, config.AcceptContentTypes = "application/json", "application/json"
 		config.QPS, config.Burst = 1000, 1000
 		if node.client, err = kubernetes.NewForConfig(config); err != nil {
 			return err
@@ -80,7 +81,7 @@ func startSim(t *testing.T, root string, _ int) Node {
 // await tries again until there is no error.
 func (n *simNode) await(what string, try func(ctx context.Context) error) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), *patience)
 	defer cancel()
 	for {
 		err := try(ctx)
@@ -119,10 +120,8 @@ func (n *simNode) Capacity() map[string]kubelet.Capacity {
 func (n *simNode) Start(pod Pod) Outcome {
 	n.t.Helper()
 	pods := n.client.CoreV1().Pods(pod.Namespace)
-	n.await("create the pod", func(ctx context.Context) error {
-		_, err := pods.Create(ctx, n.object(pod), meta.CreateOptions{})
-		return err
-	})
+	_, err := pods.Create(context.Background(), n.object(pod), meta.CreateOptions{})
+	must(n.t, err)
 	var outcome Outcome
 	n.await("the pod runs", func(ctx context.Context) error {
 		seen, err := pods.Get(ctx, pod.Name, meta.GetOptions{})
@@ -222,10 +221,11 @@ func (n *simNode) End(pod Pod) {
 
 func (n *simNode) Delete(pod Pod) {
 	n.t.Helper()
-	now := int64(0)
+	// Not at once: then the object would go before the kubelet has ended the pod.
+	grace := int64(1)
 	pods := n.client.CoreV1().Pods(pod.Namespace)
 	n.await("delete the pod", func(ctx context.Context) error {
-		err := pods.Delete(ctx, pod.Name, meta.DeleteOptions{GracePeriodSeconds: &now})
+		err := pods.Delete(ctx, pod.Name, meta.DeleteOptions{GracePeriodSeconds: &grace})
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
