@@ -2,6 +2,9 @@
 //!
 //! inotify tells at once; a look each second is the safety net, for folders that are replaced and file systems that tell
 //! nothing.
+//!
+//! Other agents that serve sockets beside ours are rivals. When one that registered after us goes, the kubelet takes the
+//! resource for lost, while our stream stays open: only here can that be noticed.
 
 use std::fs::Metadata;
 use std::io;
@@ -52,6 +55,10 @@ pub(crate) struct Folder {
     path: PathBuf,
     watched: Option<Watched>,
     cleared: bool,
+    /// Sockets of other agents that were served when they were looked at last.
+    rivals: Vec<(PathBuf, Identity)>,
+    /// Names of sockets like ours that came or went since then.
+    stirred: Vec<PathBuf>,
 }
 
 struct Watched {
@@ -62,7 +69,7 @@ struct Watched {
 
 impl Folder {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Folder { path, watched: None, cleared: false }
+        Folder { path, watched: None, cleared: false, rivals: Vec::new(), stirred: Vec::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -93,12 +100,59 @@ impl Folder {
                     return sleep(LOOK_EACH).await;
                 };
                 // What has changed is looked up, not believed.
-                let mut events = [0; 4096];
-                while ready.get_inner_mut().read_events(&mut events).is_ok_and(|events| events.count() > 0) {}
+                let names = names(ready.get_inner_mut());
+                self.stirred.extend(names.into_iter().map(|name| self.path.join(name)));
                 ready.clear_ready();
             }
             () = sleep(LOOK_EACH) => {}
         }
+    }
+
+    /// From here on, [`Folder::rival_gone`] counts. To be called before registering, with our own socket in place.
+    pub(crate) async fn note_rivals(&mut self, own: &Path) {
+        self.rewatch();
+        if let Some(watched) = &mut self.watched {
+            names(watched.inotify.get_mut());
+        }
+        self.stirred.clear();
+        self.rivals = self.served_by_others(own).await;
+    }
+
+    /// Whether another agent has gone since [`Folder::note_rivals`], however short it was there. Then what it left may be
+    /// removed again.
+    pub(crate) async fn rival_gone(&mut self, own: &Path) -> bool {
+        let served = self.served_by_others(own).await;
+        let is_served = |path: &Path| served.iter().any(|(served, _)| served == path);
+        let went = self.rivals.iter().any(|rival| !served.contains(rival))
+            || self.stirred.iter().any(|path| path != own && !is_served(path));
+        self.stirred.clear();
+        self.rivals = served;
+        if went {
+            self.cleared = false;
+        }
+        went
+    }
+
+    async fn served_by_others(&self, own: &Path) -> Vec<(PathBuf, Identity)> {
+        let mut served = Vec::new();
+        for path in self.sockets_like_ours() {
+            if path != own
+                && let Some(identity) = Identity::of(&path)
+                && !is_dead(&path).await
+            {
+                served.push((path, identity));
+            }
+        }
+        served
+    }
+
+    fn sockets_like_ours(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let ours = entries.filter(|entry| {
+            entry.file_name().to_str().is_some_and(is_like_ours)
+                && entry.file_type().is_ok_and(|kind| kind.is_socket())
+        });
+        ours.map(|entry| entry.path()).collect()
     }
 
     /// Returns when `path` exists and is not the file that it was.
@@ -141,20 +195,12 @@ impl Folder {
         if self.cleared {
             return;
         }
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        if !self.path.is_dir() {
+            return;
+        }
         self.cleared = true;
-        for entry in entries.flatten() {
-            let ours = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(".sock"));
-            if !ours || !entry.file_type().is_ok_and(|kind| kind.is_socket()) {
-                continue;
-            }
-            let path = entry.path();
-            let answer = tokio::time::timeout(ANSWER_WITHIN, UnixStream::connect(&path)).await;
-            let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-            if !matches!(&answer, Ok(Err(error)) if refused(error)) {
+        for path in self.sockets_like_ours() {
+            if !is_dead(&path).await {
                 info!(socket = %path.display(), "left alone: somebody serves this socket");
                 continue;
             }
@@ -164,6 +210,40 @@ impl Folder {
                     warn!(socket = %path.display(), reason = %error, "a left-over socket cannot be removed")
                 }
             }
+        }
+    }
+}
+
+fn is_like_ours(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(".sock")
+}
+
+/// Whether nobody serves the socket any more.
+async fn is_dead(path: &Path) -> bool {
+    let answer = tokio::time::timeout(ANSWER_WITHIN, UnixStream::connect(path)).await;
+    let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    matches!(&answer, Ok(Err(error)) if refused(error))
+}
+
+/// The names of sockets like ours in the events that wait, which are then forgotten.
+fn names(inotify: &mut Inotify) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let mut any = false;
+        // An error means that none wait.
+        for event in inotify.read_events(&mut buffer).into_iter().flatten() {
+            any = true;
+            names.extend(
+                event
+                    .name
+                    .and_then(|name| name.to_str())
+                    .filter(|name| is_like_ours(name))
+                    .map(str::to_owned),
+            );
+        }
+        if !any {
+            return names;
         }
     }
 }
@@ -204,6 +284,36 @@ mod tests {
             });
         replaced.unwrap();
         assert!(folder.check().is_ok());
+    }
+
+    #[tokio::test]
+    async fn rivals_that_go_are_noticed_however_short_they_were_there() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let own = at("virtNet-own.sock");
+        let _own = UnixListener::bind(&own).unwrap();
+        drop(UnixListener::bind(at("virtNet-dead.sock")).unwrap());
+        let stays = UnixListener::bind(at("virtNet-stays.sock")).unwrap();
+        let mut folder = Folder::new(root.path().to_owned());
+        folder.note_rivals(&own).await;
+        assert!(!folder.rival_gone(&own).await);
+        // Killed: its socket is there, and nobody serves it.
+        drop(stays);
+        assert!(folder.rival_gone(&own).await);
+        folder.note_rivals(&own).await;
+        assert!(!folder.rival_gone(&own).await);
+        drop(UnixListener::bind(at("other.sock")).unwrap());
+        folder.changed().await;
+        assert!(!folder.rival_gone(&own).await);
+        drop(UnixListener::bind(at("virtNet-short.sock")).unwrap());
+        std::fs::remove_file(at("virtNet-short.sock")).unwrap();
+        timeout(Duration::from_secs(30), async {
+            while !folder.rival_gone(&own).await {
+                folder.changed().await;
+            }
+        })
+        .await
+        .unwrap();
     }
 
     #[tokio::test]

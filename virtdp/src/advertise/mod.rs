@@ -142,6 +142,7 @@ async fn registration(
         () = stop.cancelled() => return Ok(Ended::Stopped),
     };
     let mut session = Session::open(folder.path(), service, number).map_err(Trouble::Bind)?;
+    folder.note_rivals(session.path()).await;
     let outcome = tokio::select! {
         outcome = session.register(channel, &settings.pool.resource) => outcome,
         () = stop.cancelled() => Ok(()),

@@ -37,6 +37,8 @@ pub(crate) enum Ended {
     SocketRemoved,
     /// There is a new kubelet.
     NewKubelet,
+    /// Another agent has gone. If it had registered after us, the kubelet believes that the resource went with it.
+    RivalGone,
     /// Our server ended.
     ServerFailed,
 }
@@ -48,6 +50,9 @@ impl fmt::Display for Ended {
             Ended::StreamLost => "the kubelet closed the stream",
             Ended::SocketRemoved => "our socket was removed, as a kubelet does when it starts",
             Ended::NewKubelet => "the kubelet has a new socket",
+            Ended::RivalGone => {
+                "another agent that was here has gone, and the kubelet may think that we have"
+            }
             Ended::ServerFailed => "our server ended",
         })
     }
@@ -76,6 +81,11 @@ impl Session {
         let server = tokio::spawn(serve(listener, routes, stop.clone().cancelled_owned()));
         let streams = service.streams();
         Ok(Session { path, identity, service, streams, stop, server })
+    }
+
+    /// Where it is served.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Registers, and waits until the kubelet listens.
@@ -111,7 +121,7 @@ impl Session {
     ) -> Ended {
         loop {
             tokio::select! {
-                _ = self.streams.wait_for(|streams| streams.open == 0) => return Ended::StreamLost,
+                () = closed(&mut self.streams) => return Ended::StreamLost,
                 _ = &mut self.server => return Ended::ServerFailed,
                 () = folder.changed() => {
                     if Identity::of(&self.path) != self.identity {
@@ -120,6 +130,9 @@ impl Session {
                     // Where there is none, the stream tells whether the kubelet lives.
                     if Identity::of(kubelet_socket).is_some_and(|now| now != kubelet) {
                         return Ended::NewKubelet;
+                    }
+                    if folder.rival_gone(&self.path).await {
+                        return Ended::RivalGone;
                     }
                 }
             }
@@ -142,6 +155,12 @@ impl Session {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Returns when the kubelet does not listen any more.
+async fn closed(streams: &mut watch::Receiver<Streams>) {
+    // An error would mean that the service is gone, and its streams with it.
+    let _ = streams.wait_for(|streams| streams.open == 0).await;
 }
 
 /// What the kubelet may ask of us.
