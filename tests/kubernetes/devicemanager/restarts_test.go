@@ -37,6 +37,7 @@ func TestAfterAnyRestartAllIsAsItWas(t *testing.T) {
 			}
 			for name := range run.given {
 				s.delete(name)
+				delete(run.given, name)
 			}
 			run.settle()
 			t.Logf("%d restarts: %v", *restarts, run.count)

@@ -235,6 +235,28 @@ func TestOneVirtdpHandsOverToAnother(t *testing.T) {
 	})
 }
 
+// The end of the second one's stream makes the kubelet give up the resource, and nobody tells the first: its own stream
+// stays open.
+func TestASecondVirtdpThatGoesAgainLeavesTheFirstInCharge(t *testing.T) {
+	for name, signal := range map[string]syscall.Signal{"ends": syscall.SIGTERM, "is killed": syscall.SIGKILL} {
+		t.Run(sentence("the second "+name), func(t *testing.T) {
+			scenario(t, func(s *stage) {
+				tree := sysfs(s.T)
+				first := s.agent(tree)
+				s.capacity(virt, 4, 4)
+				second := s.agent(tree)
+				second.registered(1)
+				s.capacity(virt, 4, 4)
+				second.end(signal)
+				first.registered(2)
+				s.capacity(virt, 4, 4)
+				s.run(one("pod", virt, 4))
+				s.note("%d sockets", len(s.sockets()))
+			})
+		})
+	}
+}
+
 // inUse are the devices of all pods by pod resources, each with its pod.
 func (s *stage) inUse() map[string]string {
 	s.Helper()
