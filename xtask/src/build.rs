@@ -1,4 +1,5 @@
-//! Builds the project's programs as they are installed: static, and each kind with its own profile.
+//! Builds the project's programs as they are installed: static, and each kind with its own profile. The same source gives the same bytes,
+//! wherever its folder and cargo's are.
 
 use std::env;
 use std::fs;
@@ -9,19 +10,99 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 use vm::Programs;
 
+use crate::packages;
 use crate::progress::{Progress, Step};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What the programs are built for. Tests and the VM are for amd64 alone.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Architecture {
+    #[default]
+    Amd64,
+    Arm64,
+}
 
-/// One cargo call each: cargo unifies the features of everything that it builds at once, and the CNI programs must stay small.
-const CALLS: [(&str, &str, &[&str]); 2] = [
-    ("Build the CNI programs", "cni", &["ehost-device", "virt-meta"]),
-    ("Build the agent, the simulator and the VM's init", "release", &["virtdp", "virtsim", "vm-guest"]),
-];
+impl Architecture {
+    /// As Go and OCI images call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As Rust calls it.
+    pub(crate) fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// As GNU calls it, and Debian's packages of the cross-compiler.
+    fn gnu(self) -> [&'static str; 2] {
+        match self {
+            Self::Amd64 => ["x86_64-linux-gnu", "x86-64-linux-gnu"],
+            Self::Arm64 => ["aarch64-linux-gnu", "aarch64-linux-gnu"],
+        }
+    }
+
+    fn is_native(self) -> bool {
+        self.target().split('-').next() == Some(env::consts::ARCH)
+    }
+
+    /// The C compiler that links for it.
+    pub(crate) fn compiler(self) -> String {
+        let [gnu, _] = self.gnu();
+        if self.is_native() { "cc".to_owned() } else { format!("{gnu}-gcc") }
+    }
+
+    /// Fails where the compiler is missing, with what to type.
+    fn check(self) -> Result<()> {
+        if self.is_native() || packages::finds(&self.compiler()).is_some() {
+            return Ok(());
+        }
+        let [_, package] = self.gnu();
+        bail!(
+            "the C compiler for {name}, {compiler}, is missing. On Debian and its children type:\n  \
+             apt-get install gcc-{package} libc6-dev-{name}-cross && rustup target add {target}",
+            name = self.name(),
+            compiler = self.compiler(),
+            target = self.target(),
+        )
+    }
+
+    fn tell(self, command: &mut Command) {
+        if self.is_native() {
+            return;
+        }
+        let [gnu, _] = self.gnu();
+        let target = self.target().replace('-', "_");
+        command.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase()), self.compiler());
+        command.env(format!("CC_{target}"), self.compiler());
+        command.env(format!("AR_{target}"), format!("{gnu}-ar"));
+    }
+}
+
+/// What one cargo call builds: cargo unifies the features of everything that it builds at once, and the CNI programs must stay small.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    title: &'static str,
+    profile: &'static str,
+    pub(crate) packages: &'static [&'static str],
+}
+
+const CNI: Call =
+    Call { title: "Build the CNI programs", profile: "cni", packages: &["ehost-device", "virt-meta"] };
+const NODE: Call = Call {
+    title: "Build the agent, the simulator and the VM's init",
+    profile: "release",
+    packages: &["virtdp", "virtsim", "vm-guest"],
+};
+const AGENT: Call = Call { title: "Build the agent", profile: "release", packages: &["virtdp"] };
 
 /// What people have to install when a build fails like this.
 const REMEDIES: [(&str, &str); 4] = [
-    ("can't find crate for `std`", "type: rustup target add x86_64-unknown-linux-gnu"),
+    ("can't find crate for `std`", "type: rustup target add TARGET"),
     ("linker `cc` not found", "install a C compiler (Debian: apt-get install gcc libc6-dev)"),
     ("cannot find -lc", "install the static C library (Debian: libc6-dev; Fedora: glibc-static)"),
     ("cannot find -lm", "install the static C library (Debian: libc6-dev; Fedora: glibc-static)"),
@@ -52,10 +133,38 @@ pub(crate) fn target_folder() -> Result<PathBuf> {
 /// Builds all programs and puts them into one folder.
 pub(crate) fn programs(progress: &Progress) -> Result<Programs> {
     let folder = target_folder()?.join("programs");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    for (title, profile, packages) in CALLS {
-        let step = progress.step(title);
-        let built = call(&step, profile, packages)?;
+    build(progress, Architecture::Amd64, &[CNI, NODE], &folder)?;
+    Ok(Programs::at(folder))
+}
+
+/// Builds what goes into the image: the folder with the programs.
+pub(crate) fn for_image(progress: &Progress, architecture: Architecture) -> Result<PathBuf> {
+    if architecture == Architecture::Amd64 {
+        return Ok(programs(progress)?.folder);
+    }
+    architecture.check()?;
+    let folder = target_folder()?.join("programs").join(architecture.name());
+    build(progress, architecture, &calls(architecture), &folder)?;
+    Ok(folder)
+}
+
+/// The calls that build what goes into the image.
+pub(crate) fn calls(architecture: Architecture) -> [Call; 2] {
+    match architecture {
+        // The same as for the tests: they try what is shipped.
+        Architecture::Amd64 => [CNI, NODE],
+        Architecture::Arm64 => [CNI, AGENT],
+    }
+}
+
+fn build(progress: &Progress, architecture: Architecture, calls: &[Call], folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for call in calls {
+        let step = match architecture {
+            Architecture::Amd64 => progress.step(call.title),
+            Architecture::Arm64 => progress.step(&format!("{} for arm64", call.title)),
+        };
+        let built = run(&step, architecture, call)?;
         let mut sizes = Vec::new();
         for (name, path) in &built {
             let size = install(path, &folder.join(name))?;
@@ -63,19 +172,19 @@ pub(crate) fn programs(progress: &Progress) -> Result<Programs> {
         }
         step.done(&sizes.join(", "));
     }
-    Ok(Programs::at(folder))
+    Ok(())
 }
 
-fn call(step: &Step, profile: &str, packages: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+fn run(step: &Step, architecture: Architecture, call: &Call) -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo()?;
-    command.args(["build", "--profile", profile, "--target", TARGET]);
+    command.args(["build", "--profile", call.profile, "--target", architecture.target()]);
     command.args(["--message-format", "json-render-diagnostics"]);
-    packages.iter().for_each(|package| {
+    call.packages.iter().for_each(|package| {
         command.args(["--package", package]);
     });
-    let flags = env::var("RUSTFLAGS").unwrap_or_default();
-    command.env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static").trim());
-    let output = step.run(&mut command).map_err(|error| match remedy(&error.to_string()) {
+    architecture.tell(&mut command);
+    command.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", flags()?.join("\u{1f}"));
+    let output = step.run(&mut command).map_err(|error| match remedy(&error.to_string(), architecture) {
         Some(remedy) => error.context(remedy),
         None => error,
     })?;
@@ -87,15 +196,29 @@ fn call(step: &Step, profile: &str, packages: &[&str]) -> Result<Vec<(String, Pa
             built.push((name.to_owned(), PathBuf::from(path)));
         }
     }
-    match packages.iter().find(|package| !built.iter().any(|(name, _)| name == *package)) {
+    match call.packages.iter().find(|package| !built.iter().any(|(name, _)| name == *package)) {
         Some(package) => bail!("cargo built no program {package}"),
         None => Ok(built),
     }
 }
 
-fn remedy(error: &str) -> Option<anyhow::Error> {
+/// The caller's flags, static linking, and no path of this machine in what panics say.
+fn flags() -> Result<Vec<String>> {
+    let own = env::var("RUSTFLAGS").unwrap_or_default();
+    let mut flags: Vec<String> = own.split_whitespace().map(str::to_owned).collect();
+    flags.push("-Ctarget-feature=+crt-static".to_owned());
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    let cargo = env::var_os("CARGO_HOME").map(PathBuf::from).or(home);
+    if let Some(cargo) = cargo {
+        flags.push(format!("--remap-path-prefix={}=/cargo", cargo.display()));
+    }
+    flags.push(format!("--remap-path-prefix={}=/virtnet", workspace()?.display()));
+    Ok(flags)
+}
+
+fn remedy(error: &str, architecture: Architecture) -> Option<anyhow::Error> {
     let found = REMEDIES.iter().find(|(symptom, _)| error.contains(symptom));
-    found.map(|(_, remedy)| anyhow!("{remedy}"))
+    found.map(|(_, remedy)| anyhow!("{}", remedy.replace("TARGET", architecture.target())))
 }
 
 /// Copies a program if it is new, and gives its size. The copy is complete under its name at once: a VM may be running the old one.

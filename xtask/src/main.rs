@@ -1,4 +1,4 @@
-//! The project's commands: demo, test, kubernetes, vm, build.
+//! The project's commands: demo, test, kubernetes, image, vm, build.
 
 mod build;
 mod demo;
@@ -31,6 +31,8 @@ enum Command {
     Test(test::Options),
     /// Walk through the whole flow on a real Kubernetes node in a VM, once with each meta plugin
     Kubernetes(kubernetes::Options),
+    /// Make the container image, with its bill of materials: an OCI archive for each architecture
+    Image(image::command::Options),
     /// Boot a VM with real virtio NICs and run a command in it
     Vm(vm::Options),
     /// Build the programs as they are installed, and fetch what the VM needs
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options, &progress),
         Command::Test(options) => test::run(options, &progress),
         Command::Kubernetes(options) => kubernetes::run(options, &progress),
+        Command::Image(options) => image::command::run(options, &progress),
         Command::Vm(options) => vm::run(options, &progress),
         Command::Build => build::programs(&progress)
             .and_then(|programs| Ok((programs, packages::ensure(&progress)?)))

@@ -17,6 +17,8 @@ use vm::Debian;
 use crate::build;
 use crate::progress::{Progress, Step};
 
+pub(crate) use self::host::finds;
+
 /// Raised when what is made from packages changes.
 const FORMAT: u32 = 1;
 

@@ -11,12 +11,12 @@ use flate2::{Compression, GzBuilder};
 use super::sha256;
 
 /// Files, links and folders by path, so that their order is always the same.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Layer {
     entries: BTreeMap<PathBuf, Entry>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Entry {
     Folder { mode: u32 },
     File { mode: u32, contents: Vec<u8> },
@@ -46,6 +46,13 @@ impl Layer {
     /// A folder with other permissions than 0755, or an empty one.
     pub(crate) fn folder(&mut self, path: impl AsRef<Path>, mode: u32) -> &mut Self {
         self.add(path.as_ref(), Entry::Folder { mode })
+    }
+
+    /// The paths of all files and links, absolute.
+    #[cfg(test)]
+    pub(crate) fn paths(&self) -> Vec<String> {
+        let files = self.entries.iter().filter(|(_, entry)| !matches!(entry, Entry::Folder { .. }));
+        files.map(|(path, _)| format!("/{}", path.display())).collect()
     }
 
     fn add(&mut self, path: &Path, entry: Entry) -> &mut Self {

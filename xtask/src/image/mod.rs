@@ -3,10 +3,15 @@
 //! The format: <https://github.com/opencontainers/image-spec> (image layout, manifest, configuration). The result is one tar archive that
 //! `ctr images import`, `podman load` and `skopeo copy oci-archive:` take.
 
+pub(crate) mod command;
+mod crates;
 mod layer;
+mod licences;
+mod spdx;
+mod toolchain;
 pub(crate) mod virtnet;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,6 +21,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::layer::Layer;
+use crate::build::Architecture;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -25,11 +31,12 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// What `created` says: a real time would make every build another image.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
-/// An image for Linux on amd64.
-#[derive(Debug, Default)]
+/// An image for Linux.
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Image {
     /// Full name with registry and tag, as a container runtime knows it: `docker.io/library/virtnet:0.1.0`.
     pub(crate) name: String,
+    pub(crate) architecture: Architecture,
     pub(crate) layers: Vec<Layer>,
     /// The program and first arguments when a pod names none.
     pub(crate) entrypoint: Vec<String>,
@@ -49,54 +56,102 @@ impl Image {
     }
 
     fn write_to(self, target: impl Write) -> Result<()> {
-        let mut archive = layer::archive(target);
+        let mut archive = Archive::new(target);
+        let name = self.name.clone();
+        let image = archive.add_image(self)?;
+        archive.finish(image, &name)
+    }
+
+    /// Writes one archive with all of them under the name of the first: a runtime takes the one for its machine.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn write_all(images: Vec<Self>, path: &Path) -> Result<()> {
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Self::write_all_to(images, file).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn write_all_to(images: Vec<Self>, target: impl Write) -> Result<()> {
+        let name = images.first().map(|image| image.name.clone()).unwrap_or_default();
+        let mut archive = Archive::new(target);
+        let manifests = images.into_iter().map(|image| archive.add_image(image)).collect::<Result<Vec<_>>>()?;
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
+        let index = archive.add_json(INDEX, &index)?;
+        archive.finish(index, &name)
+    }
+}
+
+/// An image layout in a tar archive.
+struct Archive<W: Write> {
+    tar: tar::Builder<W>,
+    /// Two images may share content.
+    digests: BTreeSet<String>,
+}
+
+impl<W: Write> Archive<W> {
+    fn new(target: W) -> Self {
+        Self { tar: layer::archive(target), digests: BTreeSet::new() }
+    }
+
+    /// Adds all of an image; gives the descriptor of its manifest, with the platform.
+    fn add_image(&mut self, image: Image) -> Result<Value> {
         let mut layers = Vec::new();
         let mut diff_ids = Vec::new();
-        for layer in self.layers {
+        for layer in image.layers {
             let (compressed, diff_id) = layer.finish()?;
             diff_ids.push(format!("sha256:{diff_id}"));
-            layers.push(add_blob(&mut archive, LAYER, &compressed)?);
+            layers.push(self.add(LAYER, &compressed)?);
         }
         let config = json!({
-            "architecture": "amd64",
+            "architecture": image.architecture.name(),
             "os": "linux",
             "created": CREATED,
-            "config": { "Entrypoint": self.entrypoint, "Env": self.environment, "Labels": self.labels },
+            "config": { "Entrypoint": image.entrypoint, "Env": image.environment, "Labels": image.labels },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
-        let config = add_json(&mut archive, CONFIG, &config)?;
+        let config = self.add_json(CONFIG, &config)?;
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config,
             "layers": layers,
-            "annotations": self.labels,
+            "annotations": image.labels,
         });
-        let mut manifest = add_json(&mut archive, MANIFEST, &manifest)?;
-        let tag = self.name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-        // The first is containerd's, which wants the whole name; the second is the specification's.
-        let names = json!({ "io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag });
+        let mut manifest = self.add_json(MANIFEST, &manifest)?;
         if let Some(manifest) = manifest.as_object_mut() {
-            manifest.insert("platform".to_owned(), json!({ "architecture": "amd64", "os": "linux" }));
-            manifest.insert("annotations".to_owned(), names);
+            let platform = json!({ "architecture": image.architecture.name(), "os": "linux" });
+            manifest.insert("platform".to_owned(), platform);
         }
-        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [manifest] });
-        layer::add_file(&mut archive, "index.json", 0o644, index.to_string().as_bytes())?;
-        layer::add_file(&mut archive, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        archive.into_inner()?.flush()?;
+        Ok(manifest)
+    }
+
+    /// Names what the archive is about, and ends it.
+    fn finish(mut self, mut descriptor: Value, name: &str) -> Result<()> {
+        let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+        // The first is containerd's, which wants the whole name; the second is the specification's.
+        let names = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
+        if let Some(descriptor) = descriptor.as_object_mut() {
+            descriptor.insert("annotations".to_owned(), names);
+        }
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor] });
+        layer::add_file(&mut self.tar, "index.json", 0o644, index.to_string().as_bytes())?;
+        layer::add_file(&mut self.tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        self.tar.into_inner()?.flush()?;
         Ok(())
     }
-}
 
-/// Adds content under its digest; gives the descriptor that names it.
-fn add_blob(archive: &mut tar::Builder<impl Write>, kind: &str, bytes: &[u8]) -> io::Result<Value> {
-    let digest = sha256(bytes);
-    layer::add_file(archive, &format!("blobs/sha256/{digest}"), 0o644, bytes)?;
-    Ok(json!({ "mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len() }))
-}
+    /// Adds content under its digest; gives the descriptor that names it.
+    fn add(&mut self, kind: &str, bytes: &[u8]) -> io::Result<Value> {
+        let digest = sha256(bytes);
+        if self.digests.insert(digest.clone()) {
+            layer::add_file(&mut self.tar, &format!("blobs/sha256/{digest}"), 0o644, bytes)?;
+        }
+        Ok(json!({ "mediaType": kind, "digest": format!("sha256:{digest}"), "size": bytes.len() }))
+    }
 
-fn add_json(archive: &mut tar::Builder<impl Write>, kind: &str, value: &Value) -> io::Result<Value> {
-    add_blob(archive, kind, value.to_string().as_bytes())
+    fn add_json(&mut self, kind: &str, value: &Value) -> io::Result<Value> {
+        self.add(kind, value.to_string().as_bytes())
+    }
 }
 
 /// SHA-256 as lower-case hexadecimal digits.
@@ -153,6 +208,26 @@ mod tests {
         let mut layer = Vec::new();
         flate2::read::GzDecoder::new(follow(&manifest["layers"][0]).as_slice()).read_to_end(&mut layer).unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(&layer)));
+    }
+
+    #[test]
+    fn an_archive_of_two_platforms_has_one_name_and_a_manifest_for_each() {
+        let mut bytes = Vec::new();
+        let arm = Image { architecture: Architecture::Arm64, ..image() };
+        Image::write_all_to(vec![image(), arm], &mut bytes).unwrap();
+        let files = files(&bytes);
+        let follow = |descriptor: &Value| -> Value {
+            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+            serde_json::from_slice(&files[&format!("blobs/sha256/{digest}")]).unwrap()
+        };
+        let outer: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+        assert_eq!(outer["manifests"].as_array().unwrap().len(), 1);
+        assert_eq!(outer["manifests"][0]["annotations"]["io.containerd.image.name"], "localhost/tool:1");
+        let inner = follow(&outer["manifests"][0]);
+        for (at, architecture) in ["amd64", "arm64"].iter().enumerate() {
+            assert_eq!(inner["manifests"][at]["platform"]["architecture"], *architecture);
+            assert_eq!(follow(&follow(&inner["manifests"][at])["config"])["architecture"], *architecture);
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) struct Kernel {
 }
 
 /// A program in `PATH` or a system folder.
-pub(super) fn finds(program: &str) -> Option<PathBuf> {
+pub(crate) fn finds(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(SYSTEM_FOLDERS.iter().map(PathBuf::from));
     folders.map(|folder| folder.join(program)).find(|path| path.is_file())
