@@ -119,7 +119,7 @@ impl Program {
 }
 
 /// What `go version` says, in the module: Go takes the toolchain that the module asks for.
-fn go_version(module: &Path) -> Result<String> {
+pub(super) fn go_version(module: &Path) -> Result<String> {
     match Command::new("go").arg("version").current_dir(module).output() {
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => bail!("go does not run here: {}", String::from_utf8_lossy(&output.stderr).trim()),

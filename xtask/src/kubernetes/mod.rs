@@ -3,6 +3,7 @@
 
 mod certificates;
 mod control;
+mod devicemanager;
 mod egress;
 mod go;
 mod images;
@@ -31,9 +32,13 @@ use crate::{build, packages};
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Walk through the whole flow on a real Kubernetes node in a VM, once with each meta plugin
+/// Test against Kubernetes' own code, then walk through the whole flow on a real node in a VM, once with each meta plugin
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// Only one part
+    #[arg(long, value_enum, conflicts_with_all = ["meta", "keep"])]
+    only: Option<Part>,
+
     /// Only with this meta plugin
     #[arg(long, value_enum)]
     meta: Option<Meta>,
@@ -41,6 +46,14 @@ pub(crate) struct Options {
     /// At the end, leave the cluster up until Ctrl-C, and say how to reach it
     #[arg(long)]
     keep: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// virtdp and virtsim against the kubelet's own device manager, in namespaces on this machine
+    Devicemanager,
+    /// The whole flow on a real node
+    Walkthrough,
 }
 
 /// Who hands the pod's devices over to the CNI plugin.
@@ -77,6 +90,14 @@ struct Workshop {
 /// Builds, starts, walks. Fails when something was not as it should be.
 pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let cache = build::target_folder()?.join("kubernetes");
+    let mut all_good = true;
+    // Whoever names a meta plugin or wants to keep the cluster means the walkthrough.
+    if options.only != Some(Part::Walkthrough) && options.meta.is_none() && !options.keep {
+        all_good &= devicemanager::run(progress, &cache)? == ExitCode::SUCCESS;
+    }
+    if options.only == Some(Part::Devicemanager) {
+        return Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     // First, since it may end here: whoever lacks Go should not have to wait for the rest.
     let kubernetes = go::kubernetes(progress, &cache)?;
     let multus = go::multus(progress, &cache)?;
@@ -92,7 +113,6 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let workshop = Workshop { bed, programs, containers, kubernetes, multus, images, logs, interrupt };
 
     let metas = options.meta.map_or_else(|| vec![Meta::VirtMeta, Meta::Multus], |meta| vec![meta]);
-    let mut all_good = true;
     for (at, meta) in metas.iter().enumerate() {
         let keep = options.keep && at + 1 == metas.len();
         let outcome = workshop.walk(*meta, keep, progress);
