@@ -1,5 +1,6 @@
 //! The project's commands: demo, test, kubernetes, image, vm, build.
 
+mod bench;
 mod build;
 mod demo;
 mod image;
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: unit, property, namespaces, whole systems in the VM
     Test(test::Options),
+    /// Measure boot time, sizes, memory, and what plumbing a NIC costs beside `ip link set ... netns`
+    Bench(bench::Options),
     /// Walk through the whole flow on a real Kubernetes node in a VM, once with each meta plugin
     Kubernetes(kubernetes::Options),
     /// Make the container image, with its bill of materials: an OCI archive for each architecture
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Demo(options) => demo::run(options, &progress),
         Command::Test(options) => test::run(options, &progress),
+        Command::Bench(options) => bench::run(options, &progress),
         Command::Kubernetes(options) => kubernetes::run(options, &progress),
         Command::Image(options) => image::command::run(options, &progress),
         Command::Vm(options) => vm::run(options, &progress),

@@ -87,7 +87,7 @@ fn start_the_node(node: &Node, walk: &mut Walk<'_>) -> Result<()> {
     Ok(())
 }
 
-fn machine() -> Result<Spec> {
+pub(crate) fn machine() -> Result<Spec> {
     let management = Nic::virtio("0000:00:03.0".parse()?, "52:54:00:00:00:03".parse()?).management();
     NICS.iter().try_fold(Spec::new().memory(1024).nic(management), |spec, (address, mac)| {
         Ok(spec.nic(Nic::virtio(address.parse()?, mac.parse()?)))
