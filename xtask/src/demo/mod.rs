@@ -148,8 +148,8 @@ impl Place for Node {
         "virtsim"
     }
 
-    fn agent_manifest(&self) -> &'static str {
-        "deployments/pod-virtdp.yaml"
+    fn start_agent(&self) -> &'static [&'static str] {
+        &["virtsim apply -f deployments/pod-virtdp.yaml"]
     }
 
     fn agent(&self) -> &'static str {

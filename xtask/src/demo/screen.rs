@@ -65,14 +65,17 @@ impl Screen {
         self.bad.is_empty() && self.good > 0
     }
 
-    /// The last words.
+    /// The last words of the walkthrough.
     pub(crate) fn finish(&self, took: Duration) {
+        self.finish_with("both NICs went out and came home", took);
+    }
+
+    /// The last words: what it means that all checks hold.
+    pub(crate) fn finish_with(&self, meaning: &str, took: Duration) {
         let all = self.good + u32::try_from(self.bad.len()).unwrap_or(u32::MAX);
         let seconds = took.as_secs();
         if self.all_good() {
-            line(&format!(
-                "\n{GOOD}All {all} checks hold: both NICs went out and came home.{GOOD:#} {FAINT}{seconds} s{FAINT:#}"
-            ));
+            line(&format!("\n{GOOD}All {all} checks hold: {meaning}.{GOOD:#} {FAINT}{seconds} s{FAINT:#}"));
         } else {
             line(&format!("\n{BAD}{} of {all} checks do not hold:{BAD:#}", self.bad.len()));
             for bad in &self.bad {

@@ -17,8 +17,8 @@ pub(crate) trait Place {
     fn run(&self, line: &str) -> Result<(bool, String)>;
     /// The command that talks to the cluster.
     fn client(&self) -> &'static str;
-    /// The manifest with the agent.
-    fn agent_manifest(&self) -> &'static str;
+    /// The commands that start the agent.
+    fn start_agent(&self) -> &'static [&'static str];
     /// What the client calls the agent when it is asked for its log.
     fn agent(&self) -> &'static str;
     /// The command that deletes the pods whose names follow.
@@ -51,9 +51,12 @@ impl<'a> Walk<'a> {
         self.screen.step(title);
     }
 
-    /// Says whether something is as it should be.
-    pub(crate) fn check(&mut self, what: &str, outcome: Result<String, String>) {
-        self.screen.check(what, outcome);
+    /// Repeats a command until it says all of `words` in one line. Only that line is shown.
+    pub(crate) fn says(&mut self, what: &str, command: &str, words: &[&str]) -> Result<()> {
+        self.screen.command(command);
+        let text = self.wait_for(command, |text| look::line_with(text, words).is_ok())?;
+        self.screen.check(what, look::line_with(&text, words));
+        Ok(())
     }
 
     /// All that comes after the agent is there: the pods get their NICs, one too many waits, and the NICs come home.
@@ -81,7 +84,9 @@ impl<'a> Walk<'a> {
     pub(crate) fn start_virtdp(&mut self) -> Result<()> {
         let (client, agent) = (self.place.client(), self.place.agent());
         self.screen.step("Start virtdp");
-        self.type_in(&format!("{client} apply -f {}", self.place.agent_manifest()))?;
+        for command in self.place.start_agent() {
+            self.type_in(command)?;
+        }
         let mut wanted = vec![
             ("it leaves the management NIC alone".to_owned(), vec!["Skipping default interface", MANAGEMENT]),
             ("it registers with the kubelet".to_owned(), vec!["registered with the Kubelet"]),
@@ -102,8 +107,8 @@ impl<'a> Walk<'a> {
     /// The node can give both NICs.
     fn capacity(&mut self) -> Result<()> {
         let command = format!("{} get nodes -o json", self.place.client());
-        let node =
-            self.wait_for(&command, |node| look::amount(node, "allocatable", RESOURCE).as_deref() == Ok("2"))?;
+        let node = self
+            .wait_for(&command, |node| look::amount(node, "allocatable", RESOURCE).as_deref() == Ok("2"))?;
         self.type_in(&format!("{command} | grep {RESOURCE}"))?;
         for kind in ["capacity", "allocatable"] {
             self.screen.check(

@@ -46,13 +46,15 @@ impl Authority {
 
     /// A server that answers under these names and addresses, and may call others of its kind.
     pub(super) fn server(&self, name: &str, hosts: &[&str], addresses: &[Ipv4Addr]) -> Result<Identity> {
-        let mut params = CertificateParams::new(hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>())?;
+        let mut params =
+            CertificateParams::new(hosts.iter().map(|host| (*host).to_owned()).collect::<Vec<_>>())?;
         params
             .subject_alt_names
             .extend(addresses.iter().map(|address| SanType::IpAddress(IpAddr::V4(*address))));
         params.distinguished_name.push(DnType::CommonName, name);
         // etcd's gateway calls its own server with this very certificate.
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(name, params)
     }
 

@@ -1,7 +1,7 @@
 //! The control plane on this machine's loopback interface: etcd, API server, controller manager, scheduler.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::processes::{Interrupt, Running};
 /// How this machine looks from inside the VM: QEMU's user network leads from there to our loopback interface.
 const HOST_IN_GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The address of the service `kubernetes`: the first of the range of services.
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+pub(super) const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const SERVICES: &str = "10.96.0.0/16";
 
 /// How long each program may take until it answers.
@@ -67,7 +67,8 @@ impl ControlPlane {
 
         see("etcd");
         let etcd_identity = authority.server("etcd", &[], &[Ipv4Addr::LOCALHOST])?;
-        let mut etcd = place.start("etcd", &etcd(place, &authority, &etcd_identity, client_port, peer_port))?;
+        let mut etcd =
+            place.start("etcd", &etcd(place, &authority, &etcd_identity, client_port, peer_port))?;
         etcd.wait_until(PATIENCE, || listens(client_port))?;
 
         see("kube-apiserver");
@@ -118,14 +119,25 @@ impl ControlPlane {
         })
     }
 
+    /// Address and port of the API server as seen from the VM.
+    pub(super) fn guest_address(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(HOST_IN_GUEST, self.port)
+    }
+
     /// A kubeconfig for somebody in the VM.
     pub(super) fn guest_kubeconfig(&self, file: &str, user: &str, group: Option<&str>) -> Result<String> {
         let identity = self.authority.client(file, user, group)?;
-        self.authority.kubeconfig(&format!("https://{HOST_IN_GUEST}:{}", self.port), &identity)
+        self.authority.kubeconfig(&format!("https://{}", self.guest_address()), &identity)
     }
 }
 
-fn etcd(place: &Place<'_>, authority: &Authority, identity: &Identity, client: u16, peer: u16) -> Vec<String> {
+fn etcd(
+    place: &Place<'_>,
+    authority: &Authority,
+    identity: &Identity,
+    client: u16,
+    peer: u16,
+) -> Vec<String> {
     let (client, peer) = (format!("https://127.0.0.1:{client}"), format!("https://127.0.0.1:{peer}"));
     let mut arguments = vec![
         "--name=virtnet".to_owned(),
@@ -159,7 +171,8 @@ fn server(
 ) -> Result<Vec<String>> {
     let hosts = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
     let own = authority.server("apiserver", &hosts, &[Ipv4Addr::LOCALHOST, HOST_IN_GUEST, SERVICE])?;
-    let kubelet = authority.client("apiserver-kubelet", "kube-apiserver-kubelet-client", Some("system:masters"))?;
+    let kubelet =
+        authority.client("apiserver-kubelet", "kube-apiserver-kubelet-client", Some("system:masters"))?;
     let ca = authority.certificate();
     Ok(vec![
         format!("--etcd-servers=https://127.0.0.1:{etcd_port}"),
@@ -204,7 +217,9 @@ fn listens(port: u16) -> bool {
 pub(super) fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut listeners = Vec::new();
     for _ in 0..N {
-        listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on the loopback interface")?);
+        listeners.push(
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on the loopback interface")?,
+        );
     }
     let mut ports = [0; N];
     for (port, listener) in ports.iter_mut().zip(&listeners) {

@@ -58,7 +58,10 @@ fn serve(client: UnixStream, port: u16) -> io::Result<()> {
     let server = match TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
         Ok(server) => server,
         Err(error) => {
-            return write!(client, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nX-Reason: {error}\r\n\r\n");
+            return write!(
+                client,
+                "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nX-Reason: {error}\r\n\r\n"
+            );
         }
     };
     client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;

@@ -94,7 +94,10 @@ mod tests {
     fn libraries_are_read_from_what_ldd_says() {
         let text = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibmnl.so.0 => /lib/x86_64-linux-gnu/libmnl.so.0 (0x00007f)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let paths = [PathBuf::from("/lib/x86_64-linux-gnu/libmnl.so.0"), PathBuf::from("/lib64/ld-linux-x86-64.so.2")];
+        let paths = [
+            PathBuf::from("/lib/x86_64-linux-gnu/libmnl.so.0"),
+            PathBuf::from("/lib64/ld-linux-x86-64.so.2"),
+        ];
         assert_eq!(loaded(text), paths);
     }
 }

@@ -5,6 +5,7 @@ mod certificates;
 mod control;
 mod devicemanager;
 mod egress;
+mod faults;
 mod go;
 mod images;
 mod node;
@@ -31,6 +32,12 @@ use crate::{build, packages};
 /// Longest time in which a real cluster under plain emulation does what it was told.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(200);
+
+const ROLLED_OUT: &str = "kubectl rollout status --namespace=kube-system daemonset/virtdp --timeout=120s";
+const INSTALLED: &str = "kubectl logs --namespace=kube-system daemonset/virtdp --container=install";
+
+/// Resident memory of the agent: highest, now, and the part that is its own.
+const MEMORY_OF_VIRTDP: &str = r#"for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline)" = 'virtdp --logtostderr ' ] && grep -E 'VmHWM|VmRSS|RssAnon' $p/status; done; true"#;
 
 /// Test against Kubernetes' own code, then walk through the whole flow on a real node in a VM, once with each meta plugin
 #[derive(Debug, Args)]
@@ -66,8 +73,8 @@ enum Meta {
 }
 
 impl Meta {
-    /// The name under which it talks to the API server (`tests/kubernetes/e2e/meta-rbac.yaml`).
-    fn user(self) -> &'static str {
+    /// What people call it.
+    fn name(self) -> &'static str {
         match self {
             Self::VirtMeta => "virt-meta",
             Self::Multus => "multus",
@@ -92,14 +99,18 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let cache = build::target_folder()?.join("kubernetes");
     let mut all_good = true;
     // Whoever names a meta plugin or wants to keep the cluster means the walkthrough.
-    if options.only != Some(Part::Walkthrough) && options.meta.is_none() && !options.keep {
+    let only = if options.meta.is_some() || options.keep { Some(Part::Walkthrough) } else { options.only };
+    let wants = |part| only.is_none_or(|only| only == part);
+    if wants(Part::Devicemanager) {
         all_good &= devicemanager::run(progress, &cache)? == ExitCode::SUCCESS;
     }
-    if options.only == Some(Part::Devicemanager) {
-        return Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    let end = |all_good| Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    if only == Some(Part::Devicemanager) {
+        return end(all_good);
     }
     // First, since it may end here: whoever lacks Go should not have to wait for the rest.
     let kubernetes = go::kubernetes(progress, &cache)?;
+    let interrupt = Interrupt::watch()?;
     let multus = go::multus(progress, &cache)?;
     let programs = build::programs(progress)?;
     let debian = packages::ensure(progress)?;
@@ -108,7 +119,6 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let images = images::write(&cache.join("images"), &containers, &programs)?;
     let bed = Bed::new(debian, &programs.vm_guest)?;
     step.done("");
-    let interrupt = Interrupt::watch()?;
     let logs = cache.join("logs");
     let workshop = Workshop { bed, programs, containers, kubernetes, multus, images, logs, interrupt };
 
@@ -121,7 +131,11 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
             return Ok(ExitCode::from(130));
         }
         all_good &= outcome.with_context(|| {
-            format!("with {}; the log of every program is in {}", meta.user(), workshop.logs_of(*meta).display())
+            format!(
+                "with {}; the log of every program is in {}",
+                meta.name(),
+                workshop.logs_of(*meta).display()
+            )
         })?;
     }
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -129,7 +143,7 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
 
 impl Workshop {
     fn logs_of(&self, meta: Meta) -> PathBuf {
-        self.logs.join(meta.user())
+        self.logs.join(meta.name())
     }
 
     /// One cluster from nothing to nothing. False when something was not as it should be.
@@ -151,7 +165,7 @@ impl Workshop {
         let control = ControlPlane::start(&place, |note| step.note(note))?;
         step.done("");
 
-        let step = progress.step(&format!("Start the node, with {}", meta.user()));
+        let step = progress.step(&format!("Start the node, with {}", meta.name()));
         let parts = Parts {
             bed: &self.bed,
             kubernetes: &self.kubernetes,
@@ -166,7 +180,8 @@ impl Workshop {
         let node = Node::start(&parts, &control, meta, |note| step.note(note))?;
         step.done(&format!("Ready {:.0} s after the kubelet was started", node.ready_after.as_secs_f64()));
 
-        let cluster = Cluster { node, control, kubernetes: &self.kubernetes, meta, repository: build::workspace()? };
+        let cluster =
+            Cluster { node, control, kubernetes: &self.kubernetes, meta, repository: build::workspace()? };
         let mut screen = Screen::default();
         if let Err(error) = cluster.walk(&mut screen) {
             screen.check("the walkthrough goes on", Err(format!("{error:#}")));
@@ -198,15 +213,21 @@ impl Cluster<'_> {
     fn walk(&self, screen: &mut Screen) -> Result<()> {
         let mut walk = Walk::new(self, screen);
         let before = walk.look_at_the_node()?;
-        walk.step(&format!("A Kubernetes node, with {}: define the network", self.meta.user()));
+        walk.step(&format!("A Kubernetes node, with {}", self.meta.name()));
         walk.type_in("kubectl get nodes -o wide")?;
         walk.type_in("ls /etc/cni/net.d")?;
-        walk.type_in("kubectl apply -f deployments/crdnetwork.yaml -f tests/kubernetes/e2e/meta-rbac.yaml")?;
-        walk.type_in("kubectl wait --for=condition=Established crd/network-attachment-definitions.k8s.cni.cncf.io")?;
-        walk.type_in("kubectl apply -f deployments/virt-crd.yaml")?;
         walk.start_virtdp()?;
-        walk.type_in(r#"for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = virtdp ] && grep -E 'VmHWM|VmRSS|RssAnon' $p/status; done; true"#)?;
-        walk.pods_come_and_go(&before)
+        walk.type_in(MEMORY_OF_VIRTDP)?;
+        walk.step("Define the network");
+        walk.type_in(
+            "kubectl wait --for=condition=Established crd/network-attachment-definitions.k8s.cni.cncf.io",
+        )?;
+        walk.type_in("kubectl apply -f deployments/virt-crd.yaml")?;
+        walk.pods_come_and_go(&before)?;
+        match self.meta {
+            Meta::VirtMeta => faults::of_manifests(&mut walk),
+            Meta::Multus => faults::of_meta_plugins(&mut walk),
+        }
     }
 
     fn kubectl(&self, line: &str) -> Command {
@@ -224,7 +245,7 @@ impl Cluster<'_> {
             ("pods", "kubectl get pods --all-namespaces -o wide; kubectl describe pods --all-namespaces"),
             ("node", "kubectl describe nodes; kubectl get nodes -o yaml"),
             ("events", "kubectl get events --all-namespaces --sort-by=.lastTimestamp"),
-            ("virtdp", "kubectl logs --namespace=kube-system daemonset/virt-device-plugin"),
+            ("virtdp", "kubectl logs --namespace=kube-system daemonset/virtdp --all-containers"),
             ("links", "ip -details link; ls -R /var/lib/virtnet /etc/cni /var/lib/cni; dmesg | tail -n 50"),
         ];
         for (name, line) in questions {
@@ -237,7 +258,14 @@ impl Cluster<'_> {
             if matches!(name, "events" | "virtdp") {
                 screen.command(line);
                 let lines: Vec<&str> = text.lines().collect();
-                screen.output(&lines.iter().skip(lines.len().saturating_sub(20)).copied().collect::<Vec<_>>().join("\n"));
+                screen.output(
+                    &lines
+                        .iter()
+                        .skip(lines.len().saturating_sub(20))
+                        .copied()
+                        .collect::<Vec<_>>()
+                        .join("\n"),
+                );
             }
         }
         screen.note(&format!("The log of every program is in {}", logs.display()));
@@ -257,9 +285,12 @@ impl Cluster<'_> {
 impl Place for Cluster<'_> {
     fn run(&self, line: &str) -> Result<(bool, String)> {
         let merged = format!("exec 2>&1; {line}");
-        if line.starts_with("kubectl ") {
+        if line.contains("kubectl ") {
             let output = self.kubectl(&merged).output().context("cannot run kubectl")?;
-            return Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).trim_end().to_owned()));
+            return Ok((
+                output.status.success(),
+                String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
+            ));
         }
         let output = self.node.shell(&merged, &self.repository).output()?;
         if output.code().is_none() {
@@ -272,12 +303,23 @@ impl Place for Cluster<'_> {
         "kubectl"
     }
 
-    fn agent_manifest(&self) -> &'static str {
-        "deployments/virtdp.yaml"
+    fn start_agent(&self) -> &'static [&'static str] {
+        match self.meta {
+            Meta::VirtMeta => {
+                &["kubectl apply -k deployments/kustomize/overlays/virt-meta", ROLLED_OUT, INSTALLED]
+            }
+            // Whoever has Multus has the definition of networks, too.
+            Meta::Multus => &[
+                "kubectl apply -f deployments/crdnetwork.yaml -f tests/kubernetes/e2e/multus-rbac.yaml",
+                "kubectl apply -k deployments/kustomize/overlays/multus",
+                ROLLED_OUT,
+                INSTALLED,
+            ],
+        }
     }
 
     fn agent(&self) -> &'static str {
-        "--namespace=kube-system daemonset/virt-device-plugin"
+        "--namespace=kube-system daemonset/virtdp --container=virtdp"
     }
 
     fn delete_pods(&self) -> &'static str {

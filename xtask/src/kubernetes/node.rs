@@ -10,7 +10,7 @@ use serde_json::json;
 use vm::{Bed, Cable, Child, GUEST_PATH, Nic, Spec, Vm};
 
 use super::Meta;
-use super::control::{ControlPlane, free_ports};
+use super::control::{self, ControlPlane, free_ports};
 use super::processes::Interrupt;
 use crate::demo::NICS;
 
@@ -30,7 +30,7 @@ const KUBELET_CONFIG: &[u8] = include_bytes!("../../../tests/kubernetes/e2e/kube
 const MULTUS_CONFIG: &[u8] = include_bytes!("../../../tests/kubernetes/e2e/00-multus.conf");
 
 /// Drivers that nothing asks the kernel for at the right moment.
-const MODULES: [&str; 5] = ["virtio_blk", "ext4", "bridge", "veth", "br_netfilter"];
+const MODULES: [&str; 7] = ["virtio_blk", "ext4", "bridge", "veth", "br_netfilter", "iptable_nat", "xt_nat"];
 
 /// What must be there before the container runtime starts. The machine's own container things are of no concern to this node, and
 /// its disk takes all that such a node keeps.
@@ -76,7 +76,12 @@ pub(super) struct Node {
 
 impl Node {
     /// Boots the VM, starts containerd and the kubelet in it, and waits until the cluster says that the node is Ready.
-    pub(super) fn start(parts: &Parts<'_>, control: &ControlPlane, meta: Meta, see: impl Fn(&str)) -> Result<Self> {
+    pub(super) fn start(
+        parts: &Parts<'_>,
+        control: &ControlPlane,
+        meta: Meta,
+        see: impl Fn(&str),
+    ) -> Result<Self> {
         see("disk");
         let disk = parts.folder.join("disk.img");
         make_disk(&disk)?;
@@ -85,10 +90,12 @@ impl Node {
         let spec = machine(&management, &disk)?.persist(parts.logs);
         let vm = parts.bed.boot(&spec).context("booting the node")?;
         parts.interrupt.ends(vm.qemu_pid());
+        parts.interrupt.check()?;
         forward(&vm, &management, control)?;
 
         let containers = parts.containers.display();
-        let path = format!("{}:{containers}/usr/bin:{containers}/usr/sbin:{GUEST_PATH}", parts.programs.display());
+        let path =
+            format!("{}:{containers}/usr/bin:{containers}/usr/sbin:{GUEST_PATH}", parts.programs.display());
         let libraries = format!("{containers}/usr/lib/x86_64-linux-gnu");
         see("drivers and folders");
         for module in MODULES {
@@ -96,6 +103,7 @@ impl Node {
         }
         vm.sh(PREPARE)?;
         place_files(&vm, parts, control, meta)?;
+        lead_to_the_service(&vm, control)?;
 
         see("containerd");
         let background = |name: &str, line: &str| {
@@ -168,11 +176,14 @@ fn management() -> Result<Nic> {
 fn machine(management: &Nic, disk: &Path) -> Result<Spec> {
     let path = disk.display().to_string().replace(',', ",,");
     let drive = format!("file={path},if=none,id=disk,format=raw,cache=unsafe,discard=unmap");
-    let spec = Spec::new()
-        .memory(MEMORY)
-        .nic(management.clone())
-        .qemu_arguments(&["-drive", &drive, "-device", "virtio-blk-pci,drive=disk,bus=pcie.0,addr=1a.0"]);
-    NICS.iter().try_fold(spec, |spec, (address, mac)| Ok(spec.nic(Nic::virtio(address.parse()?, mac.parse()?))))
+    let spec = Spec::new().memory(MEMORY).nic(management.clone()).qemu_arguments(&[
+        "-drive",
+        &drive,
+        "-device",
+        "virtio-blk-pci,drive=disk,bus=pcie.0,addr=1a.0",
+    ]);
+    NICS.iter()
+        .try_fold(spec, |spec, (address, mac)| Ok(spec.nic(Nic::virtio(address.parse()?, mac.parse()?))))
 }
 
 fn make_disk(path: &Path) -> Result<()> {
@@ -205,7 +216,8 @@ fn forward(vm: &Vm, management: &Nic, control: &ControlPlane) -> Result<()> {
 fn place_files(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane, meta: Meta) -> Result<()> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let serving = control.authority.server(NAME, &[NAME], &[ADDRESS])?;
-    let kubelet = control.guest_kubeconfig("kubelet-client", &format!("system:node:{NAME}"), Some("system:nodes"))?;
+    let kubelet =
+        control.guest_kubeconfig("kubelet-client", &format!("system:node:{NAME}"), Some("system:nodes"))?;
     let mut files = vec![
         ("/etc/containerd/config.toml", 0o644, CONTAINERD_CONFIG.to_vec()),
         ("/etc/kubernetes/kubelet.yaml", 0o644, KUBELET_CONFIG.to_vec()),
@@ -214,33 +226,29 @@ fn place_files(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane, meta: Meta) -
         ("/etc/kubernetes/pki/kubelet.crt", 0o644, read(&serving.certificate)?),
         ("/etc/kubernetes/pki/kubelet.key", 0o600, read(&serving.key)?),
     ];
-    let user = meta.user();
-    let kubeconfig = control.guest_kubeconfig(user, user, None)?.into_bytes();
-    let workspace = crate::build::workspace()?;
-    files.push(("/etc/cni/net.d/10-cluster.conflist", 0o644, read(&workspace.join("deployments/cni/10-cluster.conflist"))?));
-    match meta {
-        Meta::VirtMeta => {
-            files.push(("/etc/cni/net.d/00-virt-meta.conf", 0o644, read(&workspace.join("deployments/cni/00-virt-meta.conf"))?));
-            files.push(("/etc/cni/net.d/virt-meta.d/kubeconfig", 0o600, kubeconfig));
-        }
-        Meta::Multus => {
-            files.push(("/etc/cni/net.d/00-multus.conf", 0o644, MULTUS_CONFIG.to_vec()));
-            files.push(("/etc/cni/net.d/multus.d/kubeconfig", 0o600, kubeconfig));
-        }
+    let cluster = crate::build::workspace()?.join("deployments/cni/10-cluster.conflist");
+    files.push(("/etc/cni/net.d/10-cluster.conflist", 0o644, read(&cluster)?));
+    let mut programs = format!("{}/*", parts.bed.debian().cni_plugins.display());
+    // Our own programs and virt-meta's configuration are put here by the image, as on any node; Multus must be there already.
+    if meta == Meta::Multus {
+        let kubeconfig = control.guest_kubeconfig("multus", "multus", None)?;
+        files.push(("/etc/cni/net.d/00-multus.conf", 0o644, MULTUS_CONFIG.to_vec()));
+        files.push(("/etc/cni/net.d/multus.d/kubeconfig", 0o600, kubeconfig.into_bytes()));
+        programs.push_str(&format!(" {}/multus", parts.multus.display()));
     }
     for (path, mode, contents) in &files {
         vm.write_file(*path, *mode, contents)?;
     }
-    let meta_program = match meta {
-        Meta::VirtMeta => parts.programs.join("virt-meta"),
-        Meta::Multus => parts.multus.join("multus"),
-    };
-    vm.sh(&format!(
-        "ln -s {plugins}/* {programs}/ehost-device {meta} /opt/cni/bin/",
-        plugins = parts.bed.debian().cni_plugins.display(),
-        programs = parts.programs.display(),
-        meta = meta_program.display(),
-    ))?;
+    vm.sh(&format!("ln -s {programs} /opt/cni/bin/"))?;
+    Ok(())
+}
+
+/// What kube-proxy does elsewhere, for the one service that is called: `kubernetes`.
+fn lead_to_the_service(vm: &Vm, control: &ControlPlane) -> Result<()> {
+    let (service, server) = (control::SERVICE, control.guest_address());
+    let rule = format!("-d {service} -p tcp --dport 443 -j DNAT --to-destination {server}");
+    vm.sh(&format!("iptables-legacy -t nat -A OUTPUT {rule}; iptables-legacy -t nat -A PREROUTING {rule}"))
+        .context("leading the node to the API server's service")?;
     Ok(())
 }
 

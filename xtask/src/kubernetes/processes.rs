@@ -58,10 +58,16 @@ impl Interrupt {
         if self.came() { bail!("interrupted") } else { Ok(()) }
     }
 
-    /// This process is ended when a signal comes.
+    /// This process is ended when a signal comes, or at once if it has come.
     pub(super) fn ends(&self, pid: u32) {
-        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-            self.ends.lock().unwrap_or_else(PoisonError::into_inner).push(pid);
+        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.push(pid);
+        if self.came() {
+            for pid in ends.drain(..) {
+                // It may have ended already.
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 
