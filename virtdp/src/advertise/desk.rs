@@ -58,14 +58,15 @@ pub(crate) async fn run(
     let device_info = DeviceInfo::new(&settings);
     let mut offers: Option<Offers> = None;
     loop {
-        let now = Instant::now();
-        let expiry = offers.as_ref().and_then(|offers| offers.expires(now));
+        let expiry = offers.as_ref().and_then(|offers| offers.expires(Instant::now()));
         tokio::select! {
             changed = sight.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 let seen = sight.borrow_and_update().clone();
+                // The time of the event, not of the wait that it ended: that may have begun long before.
+                let now = Instant::now();
                 match (seen, &mut offers) {
                     (Sight::Clear(survey), Some(offers)) => offers.update(&survey, now),
                     (Sight::Clear(survey), none) => {
@@ -85,13 +86,13 @@ pub(crate) async fn run(
                     Err(Refusal::Unknown(ids.join(","), ": the node was not looked at yet".to_owned()))
                 };
                 let answer = match &mut offers {
-                    Some(offers) => offers.allocate(&ids, now),
+                    Some(offers) => offers.allocate(&ids, Instant::now()),
                     None => unknown(ids),
                 };
                 // The kubelet may have hung up.
                 let _ = reply.send(answer);
             }
-            () = sleep_until(expiry.unwrap_or(now)), if expiry.is_some() => {
+            () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
                 if let Some(offers) = &mut offers {
                     offers.expire(&given(&settings), Instant::now());
                 }
@@ -118,4 +119,76 @@ fn given(settings: &Settings) -> BTreeSet<DeviceId> {
         warn!(reason = format!("{error:#}"), "the kubelet's checkpoint cannot be read");
         BTreeSet::new()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nic::{Health, Nic, Pool, Standing};
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::advertise::offers::{IN_FLIGHT_FOR, WITHDRAWN_FOR};
+    use crate::discover::{Seen, Survey};
+
+    const BLINK: Duration = Duration::from_millis(100);
+
+    fn node(devices: &[&str]) -> Sight {
+        let seen = |device: &&str| {
+            let id: DeviceId = device.parse().unwrap();
+            let nic = Nic {
+                pci: id.pci(),
+                id,
+                bus_name: "virtio0".into(),
+                driver: Some("virtio_net".into()),
+                hardware: None,
+                numa_node: None,
+                interfaces: Vec::new(),
+            };
+            Seen { nic, link: None, standing: Standing::Offered(Health::Healthy) }
+        };
+        Sight::Clear(Arc::new(Survey { nics: devices.iter().map(seen).collect(), ..Survey::default() }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn times_are_counted_from_the_event_however_long_it_was_quiet_before() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            pool: Pool { resource: "kernel.org/virt".parse().unwrap(), drivers: Vec::new() },
+            kubelet: kubelet_api::KubeletDir::at(root.path()),
+            state: root.path().to_owned(),
+            device_info: root.path().to_owned(),
+            sysfs: root.path().to_owned(),
+            node_addresses: Vec::new(),
+        };
+        let (sight, sight_out) = watch::channel(Sight::Unknown);
+        let (list, list_out) = watch::channel(None);
+        let (desk, requests) = Desk::new();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(settings, sight_out, requests, list, stop.clone()));
+        let listed = || -> Vec<(String, bool)> {
+            let list = list_out.borrow().clone().unwrap_or_default();
+            list.iter().map(|offer| (offer.id.to_string(), offer.ill.is_none())).collect()
+        };
+        let given = ("0000:00:09.0".to_owned(), false);
+        let free = ("0000:00:0a.0".to_owned(), false);
+
+        sight.send_replace(node(&["0000:00:09.0", "0000:00:0a.0"]));
+        sleep(IN_FLIGHT_FOR * 3).await;
+        desk.allocate(vec!["0000:00:09.0".into()]).await.unwrap().unwrap();
+        sleep(IN_FLIGHT_FOR / 2).await;
+        sight.send_replace(node(&[]));
+        sleep(WITHDRAWN_FOR - BLINK).await;
+        assert_eq!(listed(), [given.clone(), free]);
+        sleep(BLINK * 2).await;
+        assert_eq!(listed(), std::slice::from_ref(&given));
+        sleep(IN_FLIGHT_FOR / 2 - WITHDRAWN_FOR - BLINK * 2).await;
+        assert_eq!(listed(), std::slice::from_ref(&given));
+        sleep(WITHDRAWN_FOR).await;
+        assert_eq!(listed(), []);
+
+        stop.cancel();
+        task.await.unwrap();
+    }
 }
