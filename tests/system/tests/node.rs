@@ -78,8 +78,8 @@ fn a_node_without_spare_nics_keeps_its_agent_which_says_so() {
 
 #[test]
 fn a_nic_that_is_plugged_in_is_offered_and_one_that_is_unplugged_is_not() {
-    let late = "0000:02:00.0";
-    let node = Node::boot(&machine().root_port(2));
+    let late = "0000:01:00.0";
+    let node = Node::boot(&machine().root_port(1));
     node.start_cluster();
     let _agent = node.start_agent(0);
     node.vm.plug(&spare(late)).unwrap();

@@ -41,7 +41,8 @@ fn each_crate_depends_only_on_those_below_it() {
         ("kubelet-api", &["nic"]),
         ("cluster", &["nic"]),
         ("ledger", &["nic", "linux"]),
-        ("virtdp", &["nic", "linux", "ledger", "kubelet-api", "cluster"]),
+        // cni: `virtdp install` must see the node's network configurations as the runtime does.
+        ("virtdp", &["nic", "linux", "ledger", "kubelet-api", "cluster", "cni"]),
         ("virt-meta", &["nic", "linux", "cni", "kubelet-api", "cluster"]),
         ("ehost-device", &["nic", "linux", "cni", "ledger", "kubelet-api"]),
         // The simulator has no private knowledge of the other programs, not even of their ledger.
