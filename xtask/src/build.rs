@@ -226,7 +226,8 @@ fn install(from: &Path, to: &Path) -> Result<u64> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let contents = read(from)?;
     if !to.exists() || read(to)? != contents {
-        let staged = to.with_extension("new");
+        // Of our own, since another xtask may be at the same.
+        let staged = to.with_extension(format!("{}.new", std::process::id()));
         fs::copy(from, &staged).with_context(|| format!("cannot write {}", staged.display()))?;
         fs::rename(&staged, to).with_context(|| format!("cannot write {}", to.display()))?;
     }

@@ -36,6 +36,8 @@ enum Command {
     Kubernetes(kubernetes::Options),
     /// Make the container image, with its bill of materials: an OCI archive for each architecture
     Image(image::command::Options),
+    /// Make what is made in deployments/: the plain manifests, and copies of the definition of networks
+    Manifests(kubernetes::manifests::Options),
     /// Boot a VM with real virtio NICs and run a command in it
     Vm(vm::Options),
     /// Build the programs as they are installed, and fetch what the VM needs
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(options, &progress),
         Command::Kubernetes(options) => kubernetes::run(options, &progress),
         Command::Image(options) => image::command::run(options, &progress),
+        Command::Manifests(options) => kubernetes::manifests::make(options, &progress),
         Command::Vm(options) => vm::run(options, &progress),
         Command::Build => build::programs(&progress)
             .and_then(|programs| Ok((programs, packages::ensure(&progress)?)))

@@ -48,6 +48,15 @@ const MULTUS: Program = Program {
     static_only: true,
 };
 
+const HELM: Program = Program {
+    name: "helm",
+    module: "tests/kubernetes/helm",
+    package: "helm.sh/helm/v3/cmd/helm",
+    sources: &["go.mod", "go.sum"],
+    links: &[],
+    static_only: false,
+};
+
 /// Builds Kubernetes; gives the folder with its programs.
 pub(super) fn kubernetes(progress: &Progress, cache: &Path) -> Result<PathBuf> {
     let version = version("tests/kubernetes/go.mod", "k8s.io/kubernetes")?;
@@ -61,7 +70,9 @@ fn version_flags(version: &str) -> String {
     let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let packages = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
     let flags = packages.map(|package| {
-        format!("-X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}")
+        format!(
+            "-X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+        )
     });
     flags.join(" ")
 }
@@ -71,6 +82,19 @@ pub(super) fn multus(progress: &Progress, cache: &Path) -> Result<PathBuf> {
     let module = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4";
     let title = format!("Build Multus {}", version("tests/kubernetes/multus/go.mod", module)?);
     MULTUS.built(progress, cache, &title, "")
+}
+
+/// Builds Helm; gives the folder with the program `helm`.
+pub(super) fn helm(progress: &Progress, cache: &Path) -> Result<PathBuf> {
+    let file = "tests/kubernetes/helm/go.mod";
+    let title = format!("Build Helm {}", version(file, "helm.sh/helm/v3")?);
+    let libraries = version(file, "k8s.io/client-go")?;
+    let minor = libraries.split('.').nth(1).unwrap_or_default();
+    // As Helm's own build does it: without, it takes a cluster that it cannot ask for one of Kubernetes 1.20.
+    let packages = ["helm.sh/helm/v3/pkg/lint/rules", "helm.sh/helm/v3/pkg/chartutil"];
+    let flags = packages
+        .map(|package| format!("-X {package}.k8sVersionMajor=1 -X {package}.k8sVersionMinor={minor}"));
+    HELM.built(progress, cache, &title, &flags.join(" "))
 }
 
 impl Program {

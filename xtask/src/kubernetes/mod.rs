@@ -8,6 +8,7 @@ mod egress;
 mod faults;
 mod go;
 mod images;
+pub(crate) mod manifests;
 mod node;
 mod processes;
 
@@ -59,6 +60,8 @@ pub(crate) struct Options {
 enum Part {
     /// virtdp and virtsim against the kubelet's own device manager, in namespaces on this machine
     Devicemanager,
+    /// All manifests of deployments/ on the real API server, without a node
+    Manifests,
     /// The whole flow on a real node
     Walkthrough,
 }
@@ -111,6 +114,12 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     // First, since it may end here: whoever lacks Go should not have to wait for the rest.
     let kubernetes = go::kubernetes(progress, &cache)?;
     let interrupt = Interrupt::watch()?;
+    if wants(Part::Manifests) {
+        all_good &= manifests::check(progress, &cache, &kubernetes, &interrupt)?;
+    }
+    if only == Some(Part::Manifests) {
+        return end(all_good);
+    }
     let multus = go::multus(progress, &cache)?;
     let programs = build::programs(progress)?;
     let debian = packages::ensure(progress)?;
