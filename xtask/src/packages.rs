@@ -114,7 +114,9 @@ pub(crate) fn containers(progress: &Progress, folder: &Path) -> Result<PathBuf> 
         return Ok(root);
     }
     if host::finds("apt-get").is_none() || host::finds("dpkg-deb").is_none() {
-        bail!("containerd and runc are taken from Debian's packages, and this is no Debian: apt-get and dpkg-deb are missing");
+        bail!(
+            "containerd and runc are taken from Debian's packages, and this is no Debian: apt-get and dpkg-deb are missing"
+        );
     }
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     apt::unpack(progress, folder, &names, apt::Kernel::NotWanted)?;

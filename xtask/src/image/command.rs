@@ -73,7 +73,11 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         let bill = output.join(format!("{name}.spdx.json"));
         write(&bill, papers.bill_text().as_bytes())?;
         let entries = papers.bill.get("packages").and_then(|list| list.as_array()).map_or(0, Vec::len);
-        step.done(&format!("{}.{} MB, {entries} packages in its bill", size / 1_000_000, size / 100_000 % 10));
+        step.done(&format!(
+            "{}.{} MB, {entries} packages in its bill",
+            size / 1_000_000,
+            size / 100_000 % 10
+        ));
         tell(&path)?;
         tell(&bill)?;
         images.push(image);
@@ -91,7 +95,8 @@ fn write_files(folder: &Path, programs: &Path, papers: &Papers) -> Result<()> {
     for (name, path) in PROGRAMS {
         let program = programs.join(name);
         let target = place(folder, path)?;
-        fs::copy(&program, &target).with_context(|| format!("cannot copy {} to {}", program.display(), target.display()))?;
+        fs::copy(&program, &target)
+            .with_context(|| format!("cannot copy {} to {}", program.display(), target.display()))?;
     }
     write(&place(folder, THIRD_PARTY)?, papers.third_party.as_bytes())?;
     write(&place(folder, BILL)?, papers.bill_text().as_bytes())
@@ -113,7 +118,10 @@ fn write(path: &Path, contents: &[u8]) -> Result<()> {
 fn check_size(path: &Path) -> Result<usize> {
     let size = read(path)?.len();
     if size > LIMIT {
-        bail!("{} has {size} bytes, more than the {LIMIT} that an image may have: find out what has grown", path.display());
+        bail!(
+            "{} has {size} bytes, more than the {LIMIT} that an image may have: find out what has grown",
+            path.display()
+        );
     }
     Ok(size)
 }

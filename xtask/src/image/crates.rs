@@ -54,7 +54,14 @@ pub(super) fn linked(architecture: Architecture) -> Result<Linked> {
     }
     let wanted: BTreeSet<&Id> = by_program.values().flatten().collect();
     let mut command = build::cargo()?;
-    command.args(["metadata", "--locked", "--format-version", "1", "--filter-platform", architecture.target()]);
+    command.args([
+        "metadata",
+        "--locked",
+        "--format-version",
+        "1",
+        "--filter-platform",
+        architecture.target(),
+    ]);
     let metadata: Value = serde_json::from_str(&output(command)?).context("cargo metadata")?;
     let lock = build::workspace()?.join("Cargo.lock");
     let lock = fs::read_to_string(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
@@ -87,7 +94,10 @@ fn read(package: &Value, checksums: &BTreeMap<Id, String>) -> Result<Crate> {
     let manifest = PathBuf::from(text("manifest_path").unwrap_or_default());
     Ok(Crate {
         // The way it was written before there were expressions.
-        licence: text("license").with_context(|| format!("{name} names no licence"))?.replace(" / ", "/").replace('/', " OR "),
+        licence: text("license")
+            .with_context(|| format!("{name} names no licence"))?
+            .replace(" / ", "/")
+            .replace('/', " OR "),
         repository: text("repository"),
         sha256: checksums.get(&id).cloned(),
         folder: manifest.parent().context("a manifest has no folder")?.to_owned(),
@@ -119,7 +129,9 @@ impl Graph {
             let name_at = line.find(|char: char| !char.is_ascii_digit()).unwrap_or(line.len());
             let (depth, rest) = line.split_at(name_at);
             let mut words = rest.split(' ');
-            let (Ok(depth), Some(name), Some(version)) = (depth.parse(), words.next(), words.next()) else { continue };
+            let (Ok(depth), Some(name), Some(version)) = (depth.parse(), words.next(), words.next()) else {
+                continue;
+            };
             let id = (name.to_owned(), version.trim_start_matches('v').to_owned());
             above.truncate(depth);
             if let Some(parent) = above.last() {
@@ -167,7 +179,10 @@ mod tests {
         let lock = "version = 4\n\n[[package]]\nname = \"a\"\nversion = \"1.0.0\"\nsource = \"registry\"\nchecksum = \"00ff\"\n\
                     dependencies = [\n \"b\",\n]\n\n[[package]]\nname = \"ours\"\nversion = \"0.1.0\"\n";
         let found = checksums(lock);
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [(("a".to_owned(), "1.0.0".to_owned()), "00ff".to_owned())]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [(("a".to_owned(), "1.0.0".to_owned()), "00ff".to_owned())]
+        );
     }
 
     #[test]
@@ -179,9 +194,10 @@ mod tests {
         for unwanted in ["rustls", "clap", "serde_derive", "axum", "proptest"] {
             assert!(!plugin.contains(&unwanted), "ehost-device links {unwanted}");
         }
-        let unknown = linked.crates.values().find(|each| {
-            each.sha256.is_none() && !each.folder.starts_with(build::workspace().unwrap())
-        });
+        let unknown = linked
+            .crates
+            .values()
+            .find(|each| each.sha256.is_none() && !each.folder.starts_with(build::workspace().unwrap()));
         assert_eq!(unknown, None, "a crate from elsewhere without a checksum");
     }
 }

@@ -74,7 +74,8 @@ impl Image {
     fn write_all_to(images: Vec<Self>, target: impl Write) -> Result<()> {
         let name = images.first().map(|image| image.name.clone()).unwrap_or_default();
         let mut archive = Archive::new(target);
-        let manifests = images.into_iter().map(|image| archive.add_image(image)).collect::<Result<Vec<_>>>()?;
+        let manifests =
+            images.into_iter().map(|image| archive.add_image(image)).collect::<Result<Vec<_>>>()?;
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
         let index = archive.add_json(INDEX, &index)?;
         archive.finish(index, &name)
@@ -206,7 +207,9 @@ mod tests {
         let config: Value = serde_json::from_slice(&follow(&manifest["config"])).unwrap();
         assert_eq!(config["config"]["Entrypoint"][0], "/bin/tool");
         let mut layer = Vec::new();
-        flate2::read::GzDecoder::new(follow(&manifest["layers"][0]).as_slice()).read_to_end(&mut layer).unwrap();
+        flate2::read::GzDecoder::new(follow(&manifest["layers"][0]).as_slice())
+            .read_to_end(&mut layer)
+            .unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(&layer)));
     }
 

@@ -105,12 +105,16 @@ mod tests {
         let parts = toolchain::parts(Architecture::Amd64).unwrap();
         let document = document(Architecture::Amd64, &linked, &parts);
         let packages = document["packages"].as_array().unwrap();
-        let known: BTreeSet<&str> = packages.iter().map(|package| package["SPDXID"].as_str().unwrap()).collect();
+        let known: BTreeSet<&str> =
+            packages.iter().map(|package| package["SPDXID"].as_str().unwrap()).collect();
         assert_eq!(known.len(), packages.len(), "two packages have one reference");
         assert_eq!(packages.len(), 1 + 3 + linked.crates.len() + parts.len());
         for reference in &known {
             let tail = reference.strip_prefix("SPDXRef-").unwrap();
-            assert!(tail.chars().all(|char| char.is_ascii_alphanumeric() || ".-".contains(char)), "{reference}");
+            assert!(
+                tail.chars().all(|char| char.is_ascii_alphanumeric() || ".-".contains(char)),
+                "{reference}"
+            );
         }
         for relation in document["relationships"].as_array().unwrap() {
             let to = relation["relatedSpdxElement"].as_str().unwrap();
@@ -118,7 +122,12 @@ mod tests {
         }
         let rustix = packages.iter().find(|package| package["name"] == "rustix").unwrap();
         assert_eq!(rustix["checksums"][0]["checksumValue"].as_str().unwrap().len(), 64);
-        assert!(rustix["externalRefs"][0]["referenceLocator"].as_str().unwrap().starts_with("pkg:cargo/rustix@1."));
+        assert!(
+            rustix["externalRefs"][0]["referenceLocator"]
+                .as_str()
+                .unwrap()
+                .starts_with("pkg:cargo/rustix@1.")
+        );
         // Ours are in no registry.
         let nic = packages.iter().find(|package| package["name"] == "nic").unwrap();
         assert_eq!(nic.get("externalRefs"), None);

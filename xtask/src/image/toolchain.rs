@@ -23,21 +23,34 @@ pub(super) struct Part {
 /// When a compiler does not say.
 pub(super) fn parts(architecture: Architecture) -> Result<Vec<Part>> {
     let compiler = architecture.compiler();
-    let glibc = run(Command::new(&compiler).args(["-E", "-P", "-"]), b"#include <features.h>\n__GLIBC__.__GLIBC_MINOR__\n")?;
+    let glibc = run(
+        Command::new(&compiler).args(["-E", "-P", "-"]),
+        b"#include <features.h>\n__GLIBC__.__GLIBC_MINOR__\n",
+    )?;
     let glibc = glibc.lines().last().unwrap_or_default().replace(' ', "");
     let gcc = run(Command::new(&compiler).arg("-dumpfullversion"), b"")?;
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     let rust = run(rustc.arg("--version").current_dir(build::workspace()?), b"")?;
     let rust = rust.split(' ').nth(1).context("rustc does not say its version")?.to_owned();
     Ok(vec![
-        Part { name: "glibc", version: glibc, licence: "LGPL-2.1-or-later", home: "https://www.gnu.org/software/libc/" },
+        Part {
+            name: "glibc",
+            version: glibc,
+            licence: "LGPL-2.1-or-later",
+            home: "https://www.gnu.org/software/libc/",
+        },
         Part {
             name: "libgcc",
             version: gcc,
             licence: "GPL-3.0-or-later WITH GCC-exception-3.1",
             home: "https://gcc.gnu.org/",
         },
-        Part { name: "rust-std", version: rust, licence: "MIT OR Apache-2.0", home: "https://www.rust-lang.org/" },
+        Part {
+            name: "rust-std",
+            version: rust,
+            licence: "MIT OR Apache-2.0",
+            home: "https://www.rust-lang.org/",
+        },
     ])
 }
 
