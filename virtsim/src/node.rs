@@ -128,7 +128,8 @@ impl Node {
         // Pods of a killed node end before its devices are given to others.
         let runtime =
             Runtime::start(runtime_options(&options, program)).await.context("the runtime does not start")?;
-        let kubelet = Kubelet::start(options.kubelet(), kubelet::Options::default()).await;
+        let of_kubelet = kubelet::Options { align_numa: options.align_numa, ..kubelet::Options::default() };
+        let kubelet = Kubelet::start(options.kubelet(), of_kubelet).await;
         let kubelet = kubelet.context("the kubelet does not start")?;
         kubelet.retain_pods(&std::collections::BTreeSet::new()).await;
 

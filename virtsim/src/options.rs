@@ -25,6 +25,8 @@ pub struct Options {
     pub node_name: String,
     /// Where the API server listens; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Whether the devices of a container come from one NUMA node where that is possible.
+    pub align_numa: bool,
 }
 
 impl Options {
@@ -41,6 +43,7 @@ impl Options {
             cni_cache_dir: PathBuf::from("/var/lib/cni"),
             node_name: node_name(&std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            align_numa: false,
         }
     }
 

@@ -39,6 +39,9 @@ pub(super) struct Arguments {
     /// Where the API server listens; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Take a container's devices from one NUMA node where possible, as topology policy best-effort does
+    #[arg(long)]
+    align_numa: bool,
     /// Longest time to wait until the node is ready
     #[arg(long, default_value = "60s", value_name = "TIME")]
     timeout: Patience,
@@ -81,6 +84,7 @@ fn options(context: &Context, arguments: &Arguments) -> Result<Options> {
     options.cni_bin_dir = absolute(&arguments.cni_bin_dir)?;
     options.cni_cache_dir = absolute(&arguments.cni_cache_dir)?;
     options.listen = arguments.listen;
+    options.align_numa = arguments.align_numa;
     if let Some(name) = &arguments.node_name {
         options.node_name.clone_from(name);
     }

@@ -349,7 +349,8 @@ impl Devices {
                 free.len()
             ));
         }
-        let aligned = if self.align_numa { aligned(list, &free, missing) } else { BTreeSet::new() };
+        let aligned =
+            if self.align_numa { aligned(list, &free, reusable, required) } else { BTreeSet::new() };
         let rest: BTreeSet<_> = free.difference(&aligned).cloned().collect();
         // The plugin chooses within the aligned ones where they are more than enough, else they are all taken and it
         // chooses among the rest.
@@ -471,13 +472,42 @@ fn take(taken: &mut BTreeSet<String>, pool: &BTreeSet<String>, required: usize) 
     taken.extend(more);
 }
 
-/// The free devices of the first NUMA node that has enough of them; none where no node has.
-fn aligned(list: &BTreeMap<String, Device>, free: &BTreeSet<String>, missing: usize) -> BTreeSet<String> {
-    let mut nodes: BTreeMap<i64, BTreeSet<String>> = BTreeMap::new();
-    for device in list.values().filter(|device| free.contains(&device.id)) {
-        for node in device.topology.iter().flat_map(|topology| &topology.nodes) {
-            nodes.entry(node.id).or_default().insert(device.id.clone());
-        }
+/// The topology manager's default limit; with more, a kubelet that aligns does not start.
+const MOST_NUMA_NODES: usize = 8;
+
+/// The free devices of the fewest NUMA nodes that have enough together with those that are used again; of all nodes where
+/// no nodes have. Of as many nodes, the lower ones are taken.
+fn aligned(
+    list: &BTreeMap<String, Device>,
+    free: &BTreeSet<String>,
+    reusable: &BTreeSet<String>,
+    required: usize,
+) -> BTreeSet<String> {
+    let nodes: BTreeSet<i64> = list.values().flat_map(nodes_of).collect();
+    if nodes.len() > MOST_NUMA_NODES {
+        return BTreeSet::new();
     }
-    nodes.into_values().find(|devices| devices.len() >= missing).unwrap_or_default()
+    // A set of nodes is a number with one bit for each.
+    let bits: BTreeMap<i64, u32> = nodes.into_iter().zip((0..).map(|bit| 1 << bit)).collect();
+    let sets: BTreeMap<&String, u32> = list
+        .iter()
+        .map(|(id, device)| {
+            (id, nodes_of(device).filter_map(|node| bits.get(&node)).fold(0, |set, bit| set | bit))
+        })
+        .collect();
+    let set_of = |id: &String| sets.get(id).copied().unwrap_or_default();
+    let all = bits.values().fold(0, |set, bit| set | bit);
+    let enough = |nodes: u32| {
+        let (again, elsewhere): (Vec<u32>, Vec<u32>) =
+            reusable.iter().map(set_of).filter(|set| *set != 0).partition(|set| set & nodes != 0);
+        elsewhere.is_empty()
+            && again.len() + free.iter().filter(|id| set_of(id) & nodes != 0).count() >= required
+    };
+    let fewest = (1..=all).filter(|nodes| enough(*nodes)).min_by_key(|nodes| (nodes.count_ones(), *nodes));
+    let nodes = fewest.unwrap_or(all);
+    free.iter().filter(|id| set_of(id) & nodes != 0).cloned().collect()
+}
+
+fn nodes_of(device: &Device) -> impl Iterator<Item = i64> {
+    device.topology.iter().flat_map(|topology| &topology.nodes).map(|node| node.id)
 }

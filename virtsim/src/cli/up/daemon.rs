@@ -73,6 +73,7 @@ fn spawn(options: &Options, log: &File, level: &str) -> Result<Child> {
         .arg(option("daemon-log", &options.log()))
         .arg(format!("--node-name={}", options.node_name))
         .arg(format!("--listen={}", options.listen))
+        .args(options.align_numa.then_some("--align-numa"))
         .arg(format!("--log={level}"))
         .current_dir("/")
         .stdin(Stdio::null())
