@@ -85,11 +85,18 @@ type stage struct {
 
 // scenario runs on both nodes, and what a plugin and a pod can notice must be the same on both.
 func scenario(t *testing.T, run func(s *stage)) {
+	t.Helper()
+	scenarioOn(t, 1, run)
+}
+
+// scenarioOn is the same on nodes with so many NUMA nodes, which align devices where there are several.
+func scenarioOn(t *testing.T, numaNodes int, run func(s *stage)) {
+	t.Helper()
 	transcripts := map[string][]string{}
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			s := newStage(t)
-			s.Node = kind.start(t, s.root(), 1)
+			s.Node = kind.start(t, s.root(), numaNodes)
 			run(s)
 			if !t.Failed() {
 				transcripts[kind.name] = s.transcript

@@ -34,7 +34,7 @@ type simNode struct {
 	client *kubernetes.Clientset
 }
 
-func startSim(t *testing.T, root string, _ int) Node {
+func startSim(t *testing.T, root string, numaNodes int) Node {
 	t.Helper()
 	folder := filepath.Dir(root)
 	node := &simNode{t: t, root: root, dir: filepath.Join(folder, "virtsim"), out: filepath.Join(folder, "out")}
@@ -47,6 +47,9 @@ func startSim(t *testing.T, root string, _ int) Node {
 		"--dir", node.dir, "--kubelet-dir", root, "--node-name", nodeName,
 		"--cni-conf-dir", filepath.Join(folder, "net.d"), "--cni-bin-dir", filepath.Join(folder, "bin"),
 		"--cni-cache-dir", filepath.Join(folder, "cache"))
+	if numaNodes > 1 {
+		process.Args = append(process.Args, "--align-numa")
+	}
 	process.Stdout, process.Stderr = log, log
 	process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, process.Start())

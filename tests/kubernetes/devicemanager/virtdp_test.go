@@ -123,17 +123,31 @@ func TestVirtdpPrefersNICsOfOneNUMANodeEvenIfTheKubeletDoesNotCare(t *testing.T)
 }
 
 func TestTheTopologyManagerKeepsAPodOnOneNUMANode(t *testing.T) {
-	s := newStage(t)
-	s.Node = startReal(t, s.root(), 2)
-	s.agent(sysfs(t))
-	s.capacity(virt, 4, 4)
-	for _, name := range []string{"first", "second"} {
-		s.run(one(name, virt, 2))
-		devices := s.get(name)
-		if strings.Contains(devices, "@0") == strings.Contains(devices, "@1") {
-			t.Errorf("not of one NUMA node: %s", devices)
+	scenarioOn(t, 2, func(s *stage) {
+		s.agent(sysfs(s.T))
+		s.capacity(virt, 4, 4)
+		for _, name := range []string{"first", "second"} {
+			s.run(one(name, virt, 2))
+			devices := s.get(name)
+			if strings.Contains(devices, "@0") == strings.Contains(devices, "@1") {
+				s.Errorf("not of one NUMA node: %s", devices)
+			}
 		}
-	}
+	})
+}
+
+// The plugin itself has no say here: it is asked within what the topology manager has chosen.
+func TestAlignedDevicesAreOfferedToThePluginFirst(t *testing.T) {
+	scenarioOn(t, 2, func(s *stage) {
+		how := character{
+			prefers: true,
+			prefer:  func(available, _ []string, size int32) []string { return available[len(available)-int(size):] },
+		}
+		p := s.ready("p", nicsOf, how, device("a", 0), device("b", 1), device("c", 1), device("d", 1), device("e"))
+		s.run(one("two", nicsOf, 2))
+		s.run(one("rest", nicsOf, 3))
+		s.noteCalls(p)
+	})
 }
 
 func TestVirtdpGivesAnInitContainersNICToTheNext(t *testing.T) {
