@@ -20,13 +20,14 @@ const SHOWN: usize = 60;
 /// Builds and runs the tests; `cache` is the folder for what is built. Ends with how many passed.
 pub(super) fn run(progress: &Progress, cache: &Path) -> Result<ExitCode> {
     let module = build::workspace()?.join("tests/kubernetes");
+    // Now, since the file may be replaced by another build while ours takes its time.
+    let own = std::env::current_exe().context("our own program")?;
     // First, since it may end here.
     go::go_version(&module)?;
     let programs = build::programs(progress)?;
     let debian = packages::ensure(progress)?;
     let test = compiled(progress, &module, cache)?;
 
-    let own = std::env::current_exe().context("our own program")?;
     let mut command = Command::new(own);
     command.args(["in-namespace", "--"]).arg(test).args(["-test.v", "-test.timeout=30m"]);
     command.env("VIRTDP", &programs.virtdp).env("VIRTSIM", &programs.virtsim).env("PATH", debian.host_path());
@@ -122,7 +123,10 @@ impl Verdict {
     fn finish(&mut self) {
         let parts_of = |name: &str| {
             let within = format!("{name}/");
-            self.outcomes.iter().filter(move |(other, _)| other.starts_with(&within)).map(|(_, passed)| *passed)
+            self.outcomes
+                .iter()
+                .filter(move |(other, _)| other.starts_with(&within))
+                .map(|(_, passed)| *passed)
         };
         let mut failed = BTreeSet::new();
         for (name, passed) in &self.outcomes {
@@ -133,9 +137,13 @@ impl Verdict {
             }
         }
         // What began and never ended: the program died in it.
-        failed.extend(self.said.keys().filter(|name| !name.is_empty() && !self.outcomes.contains_key(*name)).cloned());
-        self.failures =
-            failed.into_iter().map(|name| (name.clone(), self.said.remove(&name).unwrap_or_default())).collect();
+        failed.extend(
+            self.said.keys().filter(|name| !name.is_empty() && !self.outcomes.contains_key(*name)).cloned(),
+        );
+        self.failures = failed
+            .into_iter()
+            .map(|name| (name.clone(), self.said.remove(&name).unwrap_or_default()))
+            .collect();
     }
 
     fn is_good(&self) -> bool {
