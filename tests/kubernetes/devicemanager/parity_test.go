@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -410,6 +411,46 @@ func TestASecondRegistrationThatFailsHidesTheEndOfTheFirst(t *testing.T) {
 		s.run(one("pod", nicsOf, 2))
 		s.capacity(nicsOf, 2, 2)
 		s.noteCalls(p)
+	})
+}
+
+// Why virtdp never drops a device that may be in an Allocate.
+func TestADeviceThatIsDroppedDuringAllocateCrashesTheKubelet(t *testing.T) {
+	drop := func(s *stage, start func()) {
+		how := character{gate: make(chan struct{})}
+		p := s.ready("p", nicsOf, how, device("a"))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			start()
+		}()
+		s.expect(p, 3)
+		p.list()
+		s.capacity(nicsOf, 0, 0)
+		close(how.gate)
+		<-done
+	}
+	pod := one("pod", nicsOf, 1)
+	pod.Namespace, pod.UID = "default", "uid-pod"
+	t.Run("kubelet", func(t *testing.T) {
+		s := newStage(t)
+		node := startReal(t, s.root(), 1).(*realNode)
+		s.Node = node
+		drop(s, func() {
+			if answer, err := node.client.Admit(pod); err == nil {
+				t.Errorf("it lives, and says %+v", answer)
+			}
+		})
+		<-node.client.Ended()
+	})
+	t.Run("virtsim says so and refuses the pod", func(t *testing.T) {
+		s := newStage(t)
+		s.Node = startSim(t, s.root(), 1)
+		drop(s, func() {
+			if outcome := s.Start(pod); !strings.Contains(outcome.Refused, "a real kubelet crashes here") {
+				t.Errorf("%s", outcome)
+			}
+		})
 	})
 }
 

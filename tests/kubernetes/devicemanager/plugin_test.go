@@ -49,6 +49,8 @@ type character struct {
 	prefer func(available, must []string, size int32) []string
 	// fail are methods that fail, with what the plugin says.
 	fail map[string]string
+	// gate holds Allocate up until it is closed.
+	gate chan struct{}
 	// env is added to what containers are given.
 	env map[string]string
 	// info makes it a plugin that is found in plugins_registry.
@@ -192,6 +194,9 @@ func (p *plugin) Allocate(
 		slices.Sort(asked.DevicesIds)
 		if err := p.record(ctx, "Allocate", fmt.Sprint(asked.DevicesIds)); err != nil {
 			return nil, err
+		}
+		if p.how.gate != nil {
+			<-p.how.gate
 		}
 		env := map[string]string{"NICS": strings.Join(asked.DevicesIds, ",")}
 		maps.Copy(env, p.how.env)

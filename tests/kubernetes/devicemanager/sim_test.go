@@ -53,15 +53,26 @@ func startSim(t *testing.T, root string, numaNodes int) Node {
 	process.Stdout, process.Stderr = log, log
 	process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, process.Start())
+	ended := make(chan struct{})
+	go func() {
+		// Its log tells why.
+		_ = process.Wait()
+		close(ended)
+	}()
 	t.Cleanup(func() {
 		// A node that was told to end ends its pods, and a node that is killed does, too.
 		_ = process.Process.Signal(syscall.SIGTERM)
 		kill := time.AfterFunc(*patience, func() { _ = process.Process.Kill() })
-		_ = process.Wait()
+		<-ended
 		kill.Stop()
 		log.Close()
 	})
 	node.await("virtsim starts", func(ctx context.Context) error {
+		select {
+		case <-ended:
+			t.Fatalf("virtsim has ended, see %s", log.Name())
+		default:
+		}
 		config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(node.dir, "kubeconfig"))
 		if err != nil {
 			return err
