@@ -183,6 +183,59 @@ mod tests {
         assert_eq!(settings.node_addresses.len(), 1);
     }
 
+    /// The command lines of all containers that run virtdp.
+    fn in_manifest(text: &str) -> Vec<Vec<String>> {
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(text).unwrap();
+        let words = |value: &serde_json::Value| -> Vec<String> {
+            let list = value.as_array().into_iter().flatten();
+            list.map(|word| word.as_str().unwrap().to_owned()).collect()
+        };
+        let specs =
+            documents.iter().map(|object| object.pointer("/spec/template/spec").unwrap_or(&object["spec"]));
+        let containers = specs.flat_map(|spec| ["initContainers", "containers"].map(|key| &spec[key]));
+        let containers = containers.filter_map(serde_json::Value::as_array).flatten();
+        containers.map(|each| [words(&each["command"]), words(&each["args"])].concat()).collect()
+    }
+
+    #[test]
+    fn every_manifest_of_ours_has_command_lines_that_are_understood() {
+        let manifests = [
+            (include_str!("../../deployments/virtnet.yaml"), 3),
+            (include_str!("../../deployments/virtnet-multus.yaml"), 2),
+            (include_str!("../../deployments/virtnet-uninstall.yaml"), 2),
+            (include_str!("../../deployments/pod-virtdp.yaml"), 1),
+        ];
+        for (manifest, containers) in manifests {
+            let lines = in_manifest(manifest);
+            assert_eq!(lines.len(), containers, "{lines:?}");
+            lines.iter().for_each(|line| {
+                parse(&line.join(" "));
+            });
+        }
+    }
+
+    #[test]
+    fn every_command_line_in_the_documents_is_understood() {
+        let documents = [
+            include_str!("../README.md"),
+            include_str!("../../README.md"),
+            include_str!("../../docs/install.md"),
+            include_str!("../../docs/operations.md"),
+        ];
+        let lines = documents.iter().flat_map(|text| text.lines());
+        let lines: Vec<&str> = lines
+            .filter_map(|line| line.strip_prefix("    "))
+            .map(|line| line.trim_start_matches("# ").trim_start_matches("$ ").trim_start_matches("sudo "))
+            .filter(|line| line.starts_with("virtdp "))
+            // Up to what it is for.
+            .map(|line| line.split("  ").next().unwrap().trim())
+            .collect();
+        assert!(lines.len() > 3, "{lines:?}");
+        lines.iter().for_each(|line| {
+            parse(&line.replace(" [--json]", " --json"));
+        });
+    }
+
     #[test]
     fn bad_names_and_addresses_are_refused() {
         for line in ["virtdp --resource virt", "virtdp --node-ip eth0", "virtdp -v lots", "virtdp --sysfs"] {

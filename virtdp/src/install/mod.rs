@@ -68,13 +68,16 @@ pub(crate) struct Removal {
     /// Take the programs away even while pods have NICs, which could then not come home
     #[arg(long)]
     force: bool,
+    /// Stay until SIGTERM when all is done: for a pod on each node, which is then ready
+    #[arg(long)]
+    stay: bool,
 }
 
-/// Installs.
+/// Installs; `kubelet_dir` is the kubelet's folder as the node calls it.
 ///
 /// # Errors
 /// What stands in the way, and what to do. Then nothing was changed, or the message says what was.
-pub(crate) fn install(options: &Options) -> Result<()> {
+pub(crate) fn install(options: &Options, kubelet_dir: &Path) -> Result<()> {
     let host = Host::at(&options.host);
     let bin_dir = host.path(&options.cni_bin_dir);
     let mut wanted = vec!["ehost-device"];
@@ -83,7 +86,7 @@ pub(crate) fn install(options: &Options) -> Result<()> {
     }
     let programs = Programs::read(&options.from, &wanted)?;
     let meta = match options.meta {
-        true => Some(meta_plugin(options, &host)?),
+        true => Some(meta_plugin(options, &host, kubelet_dir)?),
         false => None,
     };
     for done in programs.install(&bin_dir)? {
@@ -123,7 +126,17 @@ pub(crate) fn uninstall(removal: &Removal, state: &Path) -> Result<()> {
     for done in programs::uninstall(&host.path(&removal.cni_bin_dir))? {
         println!("{done}");
     }
-    Ok(())
+    if !removal.stay {
+        return Ok(());
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("set up the runtime")?;
+    runtime.block_on(async {
+        let told = network::told_to_end()?;
+        println!("nothing of virtnet is left here but its state in {}", state.display());
+        told.await;
+        Ok(())
+    })
 }
 
 /// Who still has something from us, in words.
@@ -153,7 +166,7 @@ fn is_record(path: &Path) -> bool {
 }
 
 /// Waits for the cluster's network, which another pod may be installing at this moment.
-fn meta_plugin(options: &Options, host: &Host) -> Result<MetaPlugin> {
+fn meta_plugin(options: &Options, host: &Host, kubelet_dir: &Path) -> Result<MetaPlugin> {
     let deadline = Instant::now() + Duration::from_secs(options.wait);
     let conf_dir = host.path(&options.cni_conf_dir);
     let mut told = false;
@@ -177,6 +190,7 @@ fn meta_plugin(options: &Options, host: &Host) -> Result<MetaPlugin> {
         &options.cni_conf_dir,
         conf_dir,
         &cluster,
+        kubelet_dir,
         &options.service_account,
         options.server.as_deref(),
     )

@@ -22,6 +22,8 @@ const TOKEN: &str = "token";
 const OWN_TYPE: &str = "virt-meta";
 /// Other meta plugins: two of them would both want to be first.
 const RIVALS: [&str; 3] = ["multus", "multus-shim", "genie"];
+/// The kubelet's folder unless virt-meta is told another one.
+const KUBELET_DIR: &str = "/var/lib/kubelet";
 const SECRET: u32 = 0o600;
 
 /// What is to be written.
@@ -96,12 +98,25 @@ pub(super) fn uninstall(conf_dir: &Path) -> Result<Vec<String>> {
     Ok(done)
 }
 
+/// Ends at SIGTERM or SIGINT, which are caught from now on.
+pub(super) fn told_to_end() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
 impl MetaPlugin {
     /// `node_conf_dir` is `conf_dir` as the node calls it.
     pub(super) fn new(
         node_conf_dir: &Path,
         conf_dir: PathBuf,
         cluster: &str,
+        kubelet_dir: &Path,
         service_account: &Path,
         server: Option<&str>,
     ) -> Result<MetaPlugin> {
@@ -117,15 +132,19 @@ impl MetaPlugin {
             )
         })?;
         let folder = node_conf_dir.join(FOLDER);
+        let mut config = json!({
+            "cniVersion": "1.0.0",
+            "name": OWN_TYPE,
+            "type": OWN_TYPE,
+            "capabilities": { "io.kubernetes.cri.pod-annotations": true },
+            "clusterNetwork": node_conf_dir.join(cluster),
+            "kubeconfig": folder.join(KUBECONFIG),
+        });
+        if let Some(config) = config.as_object_mut().filter(|_| kubelet_dir != Path::new(KUBELET_DIR)) {
+            config.insert("kubeletDir".to_owned(), json!(kubelet_dir));
+        }
         Ok(MetaPlugin {
-            config: json!({
-                "cniVersion": "1.0.0",
-                "name": OWN_TYPE,
-                "type": OWN_TYPE,
-                "capabilities": { "io.kubernetes.cri.pod-annotations": true },
-                "clusterNetwork": node_conf_dir.join(cluster),
-                "kubeconfig": folder.join(KUBECONFIG),
-            }),
+            config,
             kubeconfig: kubeconfig(&server, &authority, &folder.join(TOKEN)),
             token: service_account.join("token"),
             conf_dir,
@@ -159,14 +178,12 @@ impl MetaPlugin {
 
     /// Keeps the token fresh until SIGTERM or SIGINT.
     pub(super) async fn follow(&self, interval: Duration) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        let mut told = std::pin::pin!(told_to_end()?);
         let folder = self.conf_dir.join(FOLDER);
         println!("keeping {} fresh", folder.join(TOKEN).display());
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
+                () = &mut told => return Ok(()),
                 () = tokio::time::sleep(interval) => {}
             }
             if let Err(error) = self.copy_token(&folder) {

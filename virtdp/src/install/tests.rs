@@ -55,6 +55,7 @@ impl Bench {
             cni_bin_dir: "/opt/cni/bin".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             force,
+            stay: false,
         };
         uninstall(&removal, Path::new("/var/lib/virtnet"))
     }
@@ -75,6 +76,11 @@ impl Bench {
         found.sort();
         found
     }
+}
+
+/// On a node whose kubelet is where it usually is.
+fn install(options: &Options) -> Result<()> {
+    super::install(options, Path::new("/var/lib/kubelet"))
 }
 
 #[test]
@@ -181,6 +187,16 @@ fn virt_meta_comes_first_and_names_the_cluster_network_and_the_api_server() {
 }
 
 #[test]
+fn virt_meta_is_told_where_the_kubelet_is_if_it_is_elsewhere() {
+    let bench = Bench::new();
+    bench.write("host/etc/cni/net.d/10-cluster.conflist", CLUSTER);
+    super::install(&bench.options(true), Path::new("/var/lib/k0s/kubelet")).unwrap();
+    let config = bench.read("host/etc/cni/net.d/00-virt-meta.conf").unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["kubeletDir"], "/var/lib/k0s/kubelet");
+}
+
+#[test]
 fn a_configuration_that_was_adapted_by_hand_stays() {
     let bench = Bench::new();
     bench.write("host/etc/cni/net.d/10-cluster.conflist", CLUSTER);
@@ -232,7 +248,7 @@ fn a_token_that_the_kubelet_renewed_is_copied_until_the_end() {
     bench.write("host/etc/cni/net.d/10-cluster.conflist", CLUSTER);
     let options = bench.options(true);
     install(&options).unwrap();
-    let meta = meta_plugin(&options, &Host::at(&options.host)).unwrap();
+    let meta = meta_plugin(&options, &Host::at(&options.host), Path::new("/var/lib/kubelet")).unwrap();
     bench.write("account/token", "token 2");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let renewed = async {

@@ -31,6 +31,7 @@ seccompProfile:
 {{- if .Values.meta.enabled }}
 - --cni-conf-dir={{ .Values.node.cniConfDir }}
 - --meta
+- --kubelet-dir={{ .Values.node.kubeletDir }}
 - --wait={{ .Values.meta.waitSeconds }}
 {{- end }}
 {{- end -}}
