@@ -3,6 +3,8 @@
 mod bench;
 mod build;
 mod demo;
+#[cfg(test)]
+mod documents;
 mod image;
 mod kubernetes;
 mod packages;
