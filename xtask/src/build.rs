@@ -57,7 +57,7 @@ impl Architecture {
     }
 
     /// Fails where the compiler is missing, with what to type.
-    fn check(self) -> Result<()> {
+    pub(crate) fn check(self) -> Result<()> {
         if self.is_native() || packages::finds(&self.compiler()).is_some() {
             return Ok(());
         }
@@ -142,7 +142,6 @@ pub(crate) fn for_image(progress: &Progress, architecture: Architecture) -> Resu
     if architecture == Architecture::Amd64 {
         return Ok(programs(progress)?.folder);
     }
-    architecture.check()?;
     let folder = target_folder()?.join("programs").join(architecture.name());
     build(progress, architecture, &calls(architecture), &folder)?;
     Ok(folder)

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::virtnet::{self, BILL, PROGRAMS, Papers, THIRD_PARTY};
+use super::virtnet::{self, Papers};
 use super::{Image, sha256};
 use crate::build::{self, Architecture};
 use crate::progress::Progress;
@@ -18,16 +18,16 @@ const LIMIT: usize = 12_000_000;
 /// Make the container image, without a container runtime: an OCI archive for each architecture, with its bill of materials
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// For which machines; `all` also gives one archive with both
-    #[arg(long, value_enum, default_value = "amd64")]
-    arch: Arch,
+    /// For which machines; `all` also gives one archive with both [default: machines like this one]
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
 
     /// Where to put the archives [default: target/image]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
 
     /// Instead of archives, only the files of the image, as they lie in it: for a Dockerfile
-    #[arg(long)]
+    #[arg(long, conflicts_with = "arch")]
     files: bool,
 }
 
@@ -39,6 +39,10 @@ enum Arch {
 }
 
 impl Arch {
+    fn of_this_machine() -> Self {
+        if std::env::consts::ARCH == "aarch64" { Self::Arm64 } else { Self::Amd64 }
+    }
+
     fn architectures(self) -> &'static [Architecture] {
         match self {
             Self::Amd64 => &[Architecture::Amd64],
@@ -55,17 +59,20 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         None => build::target_folder()?.join("image"),
     };
     fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
+    let arch = options.arch.unwrap_or_else(Arch::of_this_machine);
+    // Before the first is built, which takes minutes.
+    arch.architectures().iter().try_for_each(|architecture| architecture.check())?;
     let mut images = Vec::new();
-    for architecture in options.arch.architectures() {
+    for architecture in arch.architectures() {
         let programs = build::for_image(progress, *architecture)?;
         let step = progress.step(&format!("Make the image for {}", architecture.name()));
         let papers = Papers::of(*architecture)?;
+        let image = virtnet::of(*architecture, &programs, &papers)?;
         if options.files {
-            write_files(&output, &programs, &papers)?;
+            image.layers.iter().try_for_each(|layer| layer.unpack(&output))?;
             step.done("");
             continue;
         }
-        let image = virtnet::of(*architecture, &programs, &papers)?;
         let name = format!("virtnet-{}-{}", env!("CARGO_PKG_VERSION"), architecture.name());
         let path = output.join(format!("{name}.tar"));
         image.clone().write(&path)?;
@@ -82,32 +89,12 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         tell(&bill)?;
         images.push(image);
     }
-    if options.arch == Arch::All && !options.files {
+    if arch == Arch::All {
         let path = output.join(format!("virtnet-{}.tar", env!("CARGO_PKG_VERSION")));
         Image::write_all(images, &path)?;
         tell(&path)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The files at the paths that they have in the image.
-fn write_files(folder: &Path, programs: &Path, papers: &Papers) -> Result<()> {
-    for (name, path) in PROGRAMS {
-        let program = programs.join(name);
-        let target = place(folder, path)?;
-        fs::copy(&program, &target)
-            .with_context(|| format!("cannot copy {} to {}", program.display(), target.display()))?;
-    }
-    write(&place(folder, THIRD_PARTY)?, papers.third_party.as_bytes())?;
-    write(&place(folder, BILL)?, papers.bill_text().as_bytes())
-}
-
-fn place(folder: &Path, path: &str) -> Result<PathBuf> {
-    let path = folder.join(path.trim_start_matches('/'));
-    if let Some(above) = path.parent() {
-        fs::create_dir_all(above).with_context(|| format!("cannot make {}", above.display()))?;
-    }
-    Ok(path)
 }
 
 fn write(path: &Path, contents: &[u8]) -> Result<()> {

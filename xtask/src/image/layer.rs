@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -48,6 +49,25 @@ impl Layer {
         self.add(path.as_ref(), Entry::Folder { mode })
     }
 
+    /// Writes the files and links into a folder, as they lie in the image.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub(super) fn unpack(&self, folder: &Path) -> Result<()> {
+        for (path, entry) in &self.entries {
+            let path = folder.join(path);
+            match entry {
+                Entry::Folder { mode } => fs::create_dir_all(&path).and_then(|()| permit(&path, *mode)),
+                Entry::File { mode, contents } => {
+                    fs::write(&path, contents).and_then(|()| permit(&path, *mode))
+                }
+                Entry::Symlink { target } => symlink(target, &path),
+            }
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// The paths of all files and links, absolute.
     #[cfg(test)]
     pub(crate) fn paths(&self) -> Vec<String> {
@@ -85,6 +105,10 @@ impl Layer {
         compressed.write_all(&bytes)?;
         Ok((compressed.finish()?, sha256(&bytes)))
     }
+}
+
+fn permit(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 pub(super) fn archive<W: Write>(target: W) -> tar::Builder<W> {

@@ -13,19 +13,19 @@ use crate::build::{self, Architecture};
 pub(crate) const NAME: &str = concat!("docker.io/library/virtnet:", env!("CARGO_PKG_VERSION"));
 
 /// The programs, and where they are. `virtdp install` takes those that go to the node from the folder of the last two.
-pub(crate) const PROGRAMS: [(&str, &str); 3] = [
+pub(super) const PROGRAMS: [(&str, &str); 3] = [
     ("virtdp", "/usr/bin/virtdp"),
     ("ehost-device", "/opt/virtnet/cni/ehost-device"),
     ("virt-meta", "/opt/virtnet/cni/virt-meta"),
 ];
 const LICENCE: &str = "/usr/share/licenses/virtnet/LICENSE";
-pub(super) const THIRD_PARTY: &str = "/usr/share/licenses/virtnet/THIRD-PARTY.txt";
-pub(super) const BILL: &str = "/usr/share/doc/virtnet/virtnet.spdx.json";
-pub(super) const ENTRYPOINT: &str = "/usr/bin/virtdp";
-pub(super) const ENVIRONMENT: &str = "PATH=/usr/bin";
+const THIRD_PARTY: &str = "/usr/share/licenses/virtnet/THIRD-PARTY.txt";
+const BILL: &str = "/usr/share/doc/virtnet/virtnet.spdx.json";
+const ENTRYPOINT: &str = "/usr/bin/virtdp";
+const ENVIRONMENT: &str = "PATH=/usr/bin";
 
 /// What `org.opencontainers.image.*` says of it.
-pub(super) const LABELS: [(&str, &str); 4] = [
+const LABELS: [(&str, &str); 4] = [
     ("org.opencontainers.image.title", "virtnet"),
     ("org.opencontainers.image.description", "Whole virtual NICs of a VM for Kubernetes pods"),
     ("org.opencontainers.image.version", env!("CARGO_PKG_VERSION")),
@@ -86,6 +86,7 @@ pub(super) fn of(architecture: Architecture, folder: &Path, papers: &Papers) -> 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -114,6 +115,23 @@ mod tests {
     }
 
     #[test]
+    fn as_files_it_is_the_same() {
+        let (programs, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        made(programs.path()).layers[0].unpack(folder.path()).unwrap();
+        let output =
+            std::process::Command::new("find").arg(folder.path()).args(["-type", "f"]).output().unwrap();
+        let mut found: Vec<String> = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(|path| path.strip_prefix(folder.path().to_str().unwrap()).unwrap().to_owned())
+            .collect();
+        found.sort();
+        assert_eq!(found, CONTENTS);
+        let mode = fs::metadata(folder.path().join("usr/bin/virtdp")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+    }
+
+    #[test]
     fn made_twice_it_is_the_same_to_the_byte() {
         let archive = || {
             let folder = tempfile::tempdir().unwrap();
@@ -129,13 +147,10 @@ mod tests {
         let path = build::workspace().unwrap().join("deployments/Dockerfile");
         let text = fs::read_to_string(path).unwrap().replace("\\\n", " ");
         let last = text.rsplit("FROM scratch").next().unwrap();
-        let mut copied: Vec<&str> = last
-            .lines()
-            .filter_map(|line| line.strip_prefix("COPY "))
-            .map(|line| line.split_whitespace().next_back().unwrap())
-            .collect();
-        copied.sort_unstable();
-        assert_eq!(copied, CONTENTS);
+        // Whatever `--files` writes is in the image, and nothing else.
+        assert!(text.contains("RUN cargo xtask image --files --output /image\n"), "{text}");
+        let copies: Vec<&str> = last.lines().filter(|line| line.starts_with("COPY ")).collect();
+        assert_eq!(copies, ["COPY --from=build /image /"]);
         assert!(last.contains(&format!("ENTRYPOINT [\"{ENTRYPOINT}\"]")), "{last}");
         assert!(last.contains(&format!("ENV {ENVIRONMENT}")), "{last}");
         for (key, value) in LABELS {
