@@ -191,6 +191,14 @@ impl Desk<'_> {
             "and leaves the definition, since networks hang on it",
             "kubectl get crd/network-attachment-definitions.k8s.cni.cncf.io --output name",
         )?;
+        let page = self.workspace.join("docs/install.md");
+        let page = fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
+        for told in page.lines().filter_map(|line| line.trim().strip_prefix("helm install ")) {
+            self.succeeds(
+                "what install.md says is taken",
+                &format!("helm template --dry-run=server {told}"),
+            )?;
+        }
         for (values, key) in WRONG_VALUES {
             let command = format!("helm template virtnet {CHART} {}", quoted(values));
             self.refused(&format!("the schema refuses it and names {key}"), &command, &[key])?;
