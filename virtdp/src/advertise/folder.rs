@@ -15,7 +15,7 @@ use std::time::Duration;
 use inotify::{Inotify, WatchMask};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use super::Trouble;
@@ -57,8 +57,18 @@ pub(crate) struct Folder {
     cleared: bool,
     /// Sockets of other agents that were served when they were looked at last.
     rivals: Vec<(PathBuf, Identity)>,
-    /// Names of sockets like ours that came or went since then.
+    /// Those that nobody serves, since when, and those of which that is known to mean nothing.
+    unserved: Vec<(Identity, Instant)>,
+    dead: Vec<Identity>,
+    /// Names of sockets like ours that came or went since the last look.
     stirred: Vec<PathBuf>,
+}
+
+/// Sockets like ours that are not ours.
+#[derive(Default)]
+struct Others {
+    served: Vec<(PathBuf, Identity)>,
+    unserved: Vec<(PathBuf, Identity)>,
 }
 
 struct Watched {
@@ -69,7 +79,15 @@ struct Watched {
 
 impl Folder {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Folder { path, watched: None, cleared: false, rivals: Vec::new(), stirred: Vec::new() }
+        Folder {
+            path,
+            watched: None,
+            cleared: false,
+            rivals: Vec::new(),
+            unserved: Vec::new(),
+            dead: Vec::new(),
+            stirred: Vec::new(),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -115,35 +133,47 @@ impl Folder {
             names(watched.inotify.get_mut());
         }
         self.stirred.clear();
-        self.rivals = self.served_by_others(own).await;
+        self.unserved.clear();
+        let others = self.others(own).await;
+        self.dead = others.unserved.into_iter().map(|(_, identity)| identity).collect();
+        self.rivals = others.served;
     }
 
     /// Whether another agent has gone since [`Folder::note_rivals`], however short it was there. Then what it left may be
     /// removed again.
     pub(crate) async fn rival_gone(&mut self, own: &Path) -> bool {
-        let served = self.served_by_others(own).await;
-        let is_served = |path: &Path| served.iter().any(|(served, _)| served == path);
-        let went = self.rivals.iter().any(|rival| !served.contains(rival))
-            || self.stirred.iter().any(|path| path != own && !is_served(path));
+        let others = self.others(own).await;
+        let now = Instant::now();
+        let is_there =
+            |path: &Path| others.served.iter().chain(&others.unserved).any(|(other, _)| other == path);
+        let mut went = self.rivals.iter().any(|rival| !others.served.contains(rival))
+            || self.stirred.iter().any(|path| path != own && !is_there(path));
+        let before = std::mem::take(&mut self.unserved);
+        for (_, identity) in others.unserved {
+            if self.dead.contains(&identity) {
+                continue;
+            }
+            // A socket is bound first, and served a moment later.
+            let since = before.iter().find(|(known, _)| *known == identity).map_or(now, |(_, since)| *since);
+            went |= now.saturating_duration_since(since) >= LOOK_EACH;
+            self.unserved.push((identity, since));
+        }
         self.stirred.clear();
-        self.rivals = served;
+        self.rivals = others.served;
         if went {
             self.cleared = false;
         }
         went
     }
 
-    async fn served_by_others(&self, own: &Path) -> Vec<(PathBuf, Identity)> {
-        let mut served = Vec::new();
+    async fn others(&self, own: &Path) -> Others {
+        let mut others = Others::default();
         for path in self.sockets_like_ours() {
-            if path != own
-                && let Some(identity) = Identity::of(&path)
-                && !is_dead(&path).await
-            {
-                served.push((path, identity));
-            }
+            let Some(identity) = Identity::of(&path).filter(|_| path != own) else { continue };
+            let list = if is_dead(&path).await { &mut others.unserved } else { &mut others.served };
+            list.push((path, identity));
         }
-        served
+        others
     }
 
     fn sockets_like_ours(&self) -> Vec<PathBuf> {
@@ -305,15 +335,21 @@ mod tests {
         drop(UnixListener::bind(at("other.sock")).unwrap());
         folder.changed().await;
         assert!(!folder.rival_gone(&own).await);
-        drop(UnixListener::bind(at("virtNet-short.sock")).unwrap());
-        std::fs::remove_file(at("virtNet-short.sock")).unwrap();
-        timeout(Duration::from_secs(30), async {
-            while !folder.rival_gone(&own).await {
-                folder.changed().await;
+        for removed in [true, false] {
+            // Bound, and not served yet: that is how each begins.
+            drop(UnixListener::bind(at("virtNet-short.sock")).unwrap());
+            assert!(!folder.rival_gone(&own).await);
+            if removed {
+                std::fs::remove_file(at("virtNet-short.sock")).unwrap();
             }
-        })
-        .await
-        .unwrap();
+            timeout(Duration::from_secs(30), async {
+                while !folder.rival_gone(&own).await {
+                    folder.changed().await;
+                }
+            })
+            .await
+            .unwrap();
+        }
     }
 
     #[tokio::test]
