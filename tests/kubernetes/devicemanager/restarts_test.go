@@ -158,20 +158,5 @@ func (r *random) podsChange(name string) {
 		return
 	}
 	pod := one(name, virt, int64(1+r.dice.IntN(free)))
-	// The kubelet may learn of the end of an old stream only now, and disconnect the new one: then the pod fails, as it
-	// would on any node, and another is made in its place.
-	r.eventually("pod "+name, func() string {
-		outcome := r.stage.run(pod)
-		if outcome.Refused == "" {
-			r.given[name] = addresses(outcome)
-			return ""
-		}
-		r.stage.delete(name)
-		if !strings.Contains(outcome.Refused, "no healthy devices present") &&
-			!strings.Contains(outcome.Refused, "has been stopped") &&
-			!strings.Contains(outcome.Refused, "rpc error") {
-			r.Fatalf("pod %s is refused: %s", name, outcome.Refused)
-		}
-		return outcome.Refused
-	})
+	r.given[name] = addresses(r.stage.atLast(pod))
 }
