@@ -209,6 +209,30 @@ impl Workshop {
     }
 }
 
+/// As `docs/install.md` says.
+fn uninstall(walk: &mut Walk<'_>) -> Result<()> {
+    const CLEANER: &str = "--namespace=kube-system daemonset/virtnet-uninstall";
+    walk.step("Uninstall, with a pod on each node that cleans it");
+    walk.type_in(
+        "kubectl delete daemonset,serviceaccount,clusterrole,clusterrolebinding --namespace=kube-system \
+         --selector=app.kubernetes.io/name=virtnet",
+    )?;
+    walk.type_in("kubectl apply -f deployments/virtnet-uninstall.yaml")?;
+    walk.type_in(&format!("kubectl rollout status {CLEANER} --timeout=120s"))?;
+    walk.type_in(&format!("kubectl logs {CLEANER} --container=uninstall"))?;
+    walk.says(
+        "the cluster's network is first again",
+        "ls /etc/cni/net.d | head -n 1",
+        &["10-cluster.conflist"],
+    )?;
+    for program in ["ehost-device", "virt-meta"] {
+        let look = format!("[ -e /opt/cni/bin/{program} ] || echo {program} is not there");
+        walk.says("the node is clean", &look, &[program, "is not there"])?;
+    }
+    walk.type_in("kubectl delete -f deployments/virtnet-uninstall.yaml")?;
+    Ok(())
+}
+
 /// A running cluster as a person types at it: `kubectl` on this machine, everything else on the node.
 struct Cluster<'a> {
     node: Node,
@@ -234,7 +258,10 @@ impl Cluster<'_> {
         walk.type_in("kubectl apply -f deployments/virt-crd.yaml")?;
         walk.pods_come_and_go(&before)?;
         match self.meta {
-            Meta::VirtMeta => faults::of_manifests(&mut walk),
+            Meta::VirtMeta => {
+                faults::of_manifests(&mut walk)?;
+                uninstall(&mut walk)
+            }
             Meta::Multus => faults::of_meta_plugins(&mut walk),
         }
     }
