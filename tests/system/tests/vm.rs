@@ -216,6 +216,15 @@ fn nics_on_one_hub_hear_each_other() {
 }
 
 #[test]
+fn a_nic_sends_although_its_only_neighbour_was_never_up() {
+    let vm = boot(Spec::new().nic(nic("0000:00:09.0", 9)).nic(nic("0000:00:0a.0", 10)));
+    vm.sh("ip addr add 10.9.9.1/24 dev eth0; ip link set eth0 up; ping -c3 -i0.2 -W1 10.9.9.2 || true")
+        .unwrap();
+    // The driver counts a packet once the device has taken it: three questions by ARP, at least.
+    eventually(&vm, "[ $(cat /sys/class/net/eth0/statistics/tx_packets) -ge 3 ]");
+}
+
+#[test]
 fn a_nic_is_plugged_and_unplugged_behind_a_root_port() {
     plug_and_unplug(Spec::new().root_port(1), &nic("0000:01:00.0", 1));
 }

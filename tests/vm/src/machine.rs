@@ -173,6 +173,14 @@ impl Bed {
         command.args(["-device", &format!("virtio-serial-pci,bus={bus},addr=1e.0")]);
         command.args(["-device", &format!("virtserialport,chardev=agent,name={AGENT_PORT}")]);
         command.args(["-qmp", &format!("unix:{}", option_value(&qmp_path))]);
+        for hub in spec.hubs() {
+            // A hub holds a packet back until somebody can receive, so a NIC whose neighbours were never up could send one packet,
+            // and no more. A socket that nobody connects to takes everything and drops it, as a switch would.
+            let path = option_value(&folder.path().join(format!("void{hub}")));
+            command
+                .args(["-netdev", &format!("stream,id=void{hub},server=on,addr.type=unix,addr.path={path}")]);
+            command.args(["-netdev", &format!("hubport,id=void{hub}-port,hubid={hub},netdev=void{hub}")]);
+        }
         let mut share = |tag: &str, path: &Path, access: &str| {
             let path = option_value(path);
             let fs = format!("local,id={tag},path={path},security_model=none,multidevs=remap{access}");

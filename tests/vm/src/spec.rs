@@ -300,6 +300,15 @@ impl Spec {
         ports
     }
 
+    /// The hubs of its NICs, and hub 0, where a NIC that comes later is.
+    pub(crate) fn hubs(&self) -> BTreeSet<u32> {
+        let hubs = self.nics.iter().filter_map(|nic| match nic.cable {
+            Cable::Hub(number) => Some(number),
+            _ => None,
+        });
+        hubs.chain([0]).collect()
+    }
+
     /// QEMU's arguments for processors, memory, buses and NICs.
     ///
     /// # Errors
