@@ -64,8 +64,8 @@ fn of_crate(each: &Crate) -> Value {
     let Some(sha256) = &each.sha256 else {
         return package(&crate_reference(&each.id), name, version, &each.licence, "NOASSERTION");
     };
-    let download = format!("https://static.crates.io/crates/{name}/{name}-{version}.crate");
-    let mut package = package(&crate_reference(&each.id), name, version, &each.licence, &download);
+    // Where it comes from is said by the purl, whatever mirror of the registry served it.
+    let mut package = package(&crate_reference(&each.id), name, version, &each.licence, "NOASSERTION");
     if let Some(package) = package.as_object_mut() {
         package.insert("checksums".to_owned(), json!([{ "algorithm": "SHA256", "checksumValue": sha256 }]));
         let purl = format!("pkg:cargo/{name}@{version}");
