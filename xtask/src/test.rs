@@ -99,33 +99,30 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     Ok(if sum.failed == 0 && sum.names.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one `cargo test` and adds what it says.
+/// Runs one `cargo test` and adds what it says. Cargo's messages and what the programs print come through one pipe: only so is it known
+/// which program said what.
 fn part_of(sum: &mut Sum, title: &str, mut command: Command, progress: &Progress) -> Result<()> {
     let step = progress.step(title);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo test")?;
-    let stdout = child.stdout.take();
-    let reader = thread::spawn(move || progress::lines(stdout).collect::<Vec<_>>());
-    let mut messages = Vec::new();
-    for line in progress::lines(child.stderr.take()) {
+    let (output, input) = std::io::pipe().context("cannot make a pipe")?;
+    let errors = input.try_clone().context("cannot make a pipe")?;
+    command.stdin(Stdio::null()).stdout(input).stderr(errors);
+    let mut child = command.spawn().context("cannot start cargo test")?;
+    // It holds the writing ends, which would keep the pipe open.
+    drop(command);
+    let mut lines = Vec::new();
+    for line in progress::lines(Some(output)) {
         step.note(line.trim());
-        messages.push(line);
+        lines.push(line);
     }
     let status = child.wait().context("cannot wait for cargo test")?;
-    let lines = reader.join().unwrap_or_default();
     let before = sum.failed;
     sum.add(&lines);
     details(&lines).iter().for_each(|line| eprintln!("{line}"));
-    let lost = without_result(&messages, &lines);
-    if lost > 0 || (!status.success() && sum.failed == before) {
-        // It did not compile, or a program died: that is in cargo's messages only.
-        messages.iter().rev().take(80).rev().for_each(|line| eprintln!("{line}"));
-        sum.failed += lost.max(1);
-        sum.names.push(format!("{title}: cargo test {status}, {lost} test programs ended without a result"));
+    if !status.success() && sum.failed == before {
+        // It did not compile: that is in cargo's messages only.
+        lines.iter().rev().take(80).rev().for_each(|line| eprintln!("{line}"));
+        sum.failed += 1;
+        sum.names.push(format!("{title}: cargo test {status}"));
     }
     if sum.failed == before {
         step.done(&sum.text());
@@ -133,22 +130,42 @@ fn part_of(sum: &mut Sum, title: &str, mut command: Command, progress: &Progress
     Ok(())
 }
 
-/// How many test programs cargo started that did not come to a result.
-fn without_result(messages: &[String], lines: &[String]) -> u32 {
-    let started = messages.iter().filter(|line| {
-        let line = line.trim_start();
-        line.starts_with("Running ") || line.starts_with("Doc-tests ")
-    });
-    let results = lines.iter().filter(|line| line.starts_with("test result: "));
-    u32::try_from(started.count().saturating_sub(results.count())).unwrap_or(u32::MAX)
+/// What one test program, or the tests in one crate's documentation, said.
+#[derive(Debug, Default)]
+struct Said<'a> {
+    /// Cargo's line before it; empty for what comes before the first.
+    program: &'a str,
+    results: Vec<&'a str>,
+}
+
+impl<'a> Said<'a> {
+    fn all(lines: &'a [String]) -> Vec<Self> {
+        let mut all = vec![Said::default()];
+        for line in lines.iter().map(|line| line.trim()) {
+            if line.starts_with("Running ") || line.starts_with("Doc-tests ") {
+                all.push(Said { program: line, results: Vec::new() });
+            } else if let (Some(result), Some(last)) = (line.strip_prefix("test result: "), all.last_mut()) {
+                last.results.push(result);
+            }
+        }
+        all
+    }
+
+    /// A program may have run itself as another process; its own result is the last. Documentation has one result for each way in which
+    /// its tests are compiled.
+    fn own_results(&self) -> &[&'a str] {
+        let count = if self.program.starts_with("Running ") { 1 } else { self.results.len() };
+        self.results.get(self.results.len().saturating_sub(count)..).unwrap_or_default()
+    }
 }
 
 impl Sum {
-    /// Adds up libtest's lines: `test NAME ... FAILED` and `test result: ok. 1 passed; 0 failed; 2 ignored; ...`.
+    /// Adds up libtest's lines: `test NAME ... FAILED` and `test result: ok. 1 passed; 0 failed; 2 ignored; ...`. A program without a result
+    /// has died, or has left before its end.
     fn add(&mut self, lines: &[String]) {
-        for line in lines {
-            if let Some(counts) = line.strip_prefix("test result: ") {
-                let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
+        for said in Said::all(lines) {
+            for result in said.own_results() {
+                let counts = result.split_once(". ").map_or(*result, |(_, counts)| counts);
                 let counts: BTreeMap<&str, u32> = counts
                     .split("; ")
                     .filter_map(|part| part.split_once(' '))
@@ -158,12 +175,14 @@ impl Sum {
                 self.passed += count("passed");
                 self.failed += count("failed");
                 self.skipped += count("ignored");
-            } else if let Some(name) =
-                line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
-            {
-                self.names.push(name.to_owned());
+            }
+            if said.results.is_empty() && !said.program.is_empty() {
+                self.failed += 1;
+                self.names.push(format!("{} ended without a result", said.program));
             }
         }
+        let failed = lines.iter().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+        self.names.extend(failed.map(str::to_owned));
     }
 
     fn text(&self) -> String {
@@ -245,9 +264,9 @@ mod tests {
     fn results_of_many_programs_are_added_up() {
         let mut sum = Sum::default();
         sum.add(&lines(
-            "running 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\ntest a::d ... ignored\n\
+            "     Running unittests a\nrunning 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\ntest a::d ... ignored\n\
              test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
-             test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+                Running unittests b\ntest result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; finished in 0.00s",
         ));
         assert_eq!(sum, Sum { passed: 5, failed: 1, skipped: 1, names: vec!["a::c".to_owned()] });
         assert_eq!(sum.text(), "5 passed, 1 failed, 1 skipped");
@@ -256,9 +275,22 @@ mod tests {
 
     #[test]
     fn a_program_that_dies_is_noticed() {
-        let messages = lines("   Compiling x\n     Running unittests src/lib.rs (target/a)\n   Doc-tests x");
-        assert_eq!(without_result(&messages, &lines("test result: ok. 1 passed; 0 failed;")), 1);
-        assert_eq!(without_result(&messages, &lines("test result: ok.\ntest result: ok.")), 0);
+        let mut sum = Sum::default();
+        sum.add(&lines(
+            "   Compiling x\n     Running unittests a\n   Doc-tests x\ntest result: ok. 1 passed; 0 failed;",
+        ));
+        assert_eq!((sum.passed, sum.failed), (1, 1));
+        assert_eq!(sum.names, ["Running unittests a ended without a result"]);
+    }
+
+    #[test]
+    fn a_program_that_runs_itself_counts_once_and_documentation_as_often_as_it_is_compiled() {
+        let results = "test result: ok. 1 passed; 0 failed;\ntest result: ok. 4 passed; 0 failed;";
+        for (title, passed) in [("Running unittests a", 4), ("Doc-tests a", 5)] {
+            let mut sum = Sum::default();
+            sum.add(&lines(&format!("   {title}\n{results}")));
+            assert_eq!((sum.passed, sum.failed), (passed, 0), "{title}");
+        }
     }
 
     #[test]
