@@ -18,6 +18,7 @@ pub mod rest;
 mod schema;
 pub mod selector;
 pub mod service;
+pub mod status;
 pub mod store;
 mod table;
 pub mod time;

@@ -4,6 +4,8 @@
 //! [`super::validate`]; the history holds the last [`HISTORY`] changes and says when it is asked for more. Values
 //! are shared, so a clone of the store is cheap: a batch works on a clone, which replaces the original or is dropped.
 
+mod removal;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use super::json::Json;
 use super::kinds::{CRD_GROUP, CRDS, Kind, StatusIs, built_in, split_api_version};
 use super::patch::Patch;
 use super::selector::Selector;
+use super::status::{initial_status, set_condition};
 use super::time::Timestamp;
 use super::validate;
 
@@ -305,54 +308,6 @@ impl Store {
         Ok(self.write(&kind, pod))
     }
 
-    /// Deletes an object. A pod on a node is only marked, its node removes it; so is an object with finalizers.
-    ///
-    /// # Errors
-    /// It does not exist, or is not the one that was meant.
-    pub fn delete(
-        &mut self,
-        kind: &Arc<Kind>,
-        namespace: &str,
-        name: &str,
-        deletion: &Deletion,
-        now: Timestamp,
-    ) -> Result<Arc<Value>, Error> {
-        let old = self.get(kind, namespace, name)?;
-        for (wanted, found, what) in [
-            (&deletion.uid, old.uid(), "UID"),
-            (&deletion.resource_version, old.text("/metadata/resourceVersion"), "ResourceVersion"),
-        ] {
-            if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != found) {
-                let why = format!(
-                    "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
-                );
-                return Err(Error::Conflict { resource: kind.resource(), name: name.to_owned(), why });
-            }
-        }
-        let is_pod = kind.group.is_empty() && kind.kind == "Pod";
-        let grace = if is_pod { grace_period(&old, deletion.grace) } else { 0 };
-        let held = !old.items("/metadata/finalizers").is_empty() || self.has_contents(kind, name);
-        if grace == 0 && !held {
-            return Ok(self.remove(kind, &old, now));
-        }
-        let seconds = i64::try_from(grace).unwrap_or(i64::MAX);
-        let sooner = old.integer("/metadata/deletionGracePeriodSeconds").is_none_or(|was| seconds < was);
-        let mut object = Value::clone(&old);
-        if !old.is_terminating() || sooner {
-            object.put("/metadata/deletionTimestamp", now.after(seconds).to_string());
-            object.put("/metadata/deletionGracePeriodSeconds", seconds);
-            if kind.group.is_empty() && kind.kind == "Namespace" {
-                object.put("/status/phase", "Terminating");
-            }
-            self.write(kind, object);
-            if kind.group.is_empty() && kind.kind == "Namespace" {
-                self.empty(name, now);
-            }
-        }
-        // An empty namespace is gone by now: then its last state is the answer.
-        Ok(self.find(kind, namespace, name).unwrap_or(old))
-    }
-
     /// Checks and completes kind, version, namespace and name.
     fn place(&self, kind: &Kind, namespace: &str, object: &mut Value) -> Result<(), Error> {
         let (api_version, name) = (object.text("/apiVersion").to_owned(), object.text("/kind").to_owned());
@@ -499,78 +454,6 @@ impl Store {
         object
     }
 
-    fn remove(&mut self, kind: &Arc<Kind>, old: &Arc<Value>, now: Timestamp) -> Arc<Value> {
-        self.version += 1;
-        let place = (old.namespace().to_owned(), old.name().to_owned());
-        let previous = self.objects.get_mut(&resource(kind)).and_then(|objects| objects.remove(&place));
-        let mut last = Value::clone(old);
-        last.put("/metadata/resourceVersion", self.version.to_string());
-        let last = Arc::new(last);
-        self.remember(kind, Verb::Deleted, last.clone(), previous);
-        if kind.group == CRD_GROUP && kind.plural == CRDS {
-            // With its definition a custom resource loses its objects.
-            if let Some(gone) = Kind::from_definition(&last).map(Arc::new) {
-                for object in self.list(&gone, None, &Selector::default()) {
-                    self.remove(&gone, &object, now);
-                }
-            }
-            self.learn_kinds();
-        }
-        self.remove_orphans(old.uid(), now);
-        self.close_namespace(old.namespace(), now);
-        last
-    }
-
-    /// What only this object owned goes with it: the garbage collector's background deletion.
-    fn remove_orphans(&mut self, owner: &str, now: Timestamp) {
-        let mut orphans = Vec::new();
-        for kind in self.kinds.clone() {
-            let owned = self.list(&kind, None, &Selector::default()).into_iter().filter(|object| {
-                let owners = object.items("/metadata/ownerReferences");
-                !owners.is_empty() && owners.iter().all(|reference| reference.text("/uid") == owner)
-            });
-            orphans.extend(owned.map(|object| (kind.clone(), object)));
-        }
-        for (kind, orphan) in orphans {
-            // It may have gone with another one meanwhile.
-            let _ = self.delete(&kind, orphan.namespace(), orphan.name(), &Deletion::default(), now);
-        }
-    }
-
-    fn has_contents(&self, kind: &Kind, name: &str) -> bool {
-        kind.group.is_empty()
-            && kind.kind == "Namespace"
-            && self.kinds.iter().any(|kind| !self.list(kind, Some(name), &Selector::default()).is_empty())
-    }
-
-    /// Deletes what is in a namespace; pods end in their own time.
-    fn empty(&mut self, namespace: &str, now: Timestamp) {
-        for kind in self.kinds.clone().iter().filter(|kind| kind.is_namespaced()) {
-            for object in self.list(kind, Some(namespace), &Selector::default()) {
-                let _ = self.delete(kind, namespace, object.name(), &Deletion::default(), now);
-            }
-        }
-    }
-
-    /// Removes a namespace that ends once nothing is left in it but events.
-    fn close_namespace(&mut self, name: &str, now: Timestamp) {
-        let (Some(namespace), Ok(kind)) =
-            (self.core("namespaces", "", name), self.kind("", "v1", "namespaces"))
-        else {
-            return;
-        };
-        let alive = |kind: &&Arc<Kind>| {
-            kind.is_namespaced()
-                && kind.kind != "Event"
-                && !self.list(kind, Some(name), &Selector::default()).is_empty()
-        };
-        if !namespace.is_terminating() || self.kinds.iter().any(|kind| alive(&kind)) {
-            return;
-        }
-        self.remove(&kind, &namespace, now);
-        self.empty(name, now);
-    }
-
     fn remember(&mut self, kind: &Arc<Kind>, verb: Verb, object: Arc<Value>, previous: Option<Arc<Value>>) {
         if self.history.len() == HISTORY {
             self.history.pop_front();
@@ -632,85 +515,6 @@ fn keep(new: &mut Value, old: &Value, pointer: &str) {
         Some(value) => new.put(pointer, value.clone()),
         None => drop(new.take_out(pointer)),
     }
-}
-
-/// How long a pod has to end: not at all where no node runs it.
-fn grace_period(pod: &Value, wanted: Option<u64>) -> u64 {
-    let idle =
-        pod.text("/spec/nodeName").is_empty() || ["Failed", "Succeeded"].contains(&pod.text("/status/phase"));
-    let own = pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_u64);
-    if idle { 0 } else { wanted.or(own).unwrap_or(30) }
-}
-
-/// What the server itself says about a new object.
-fn initial_status(kind: &Kind, object: &mut Value, now: Timestamp) {
-    match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "Pod") => {
-            object.put("/status", json!({"phase": "Pending", "qosClass": quality(object)}));
-        }
-        ("", "Namespace") => {
-            object.put("/spec/finalizers", json!(["kubernetes"]));
-            object.put("/status", json!({"phase": "Active"}));
-            let name = object.name().to_owned();
-            object.put("/metadata/labels/kubernetes.io~1metadata.name", name);
-        }
-        (CRD_GROUP, "CustomResourceDefinition") => {
-            let names = object.pointer("/spec/names").cloned().unwrap_or_default();
-            let stored: Vec<_> = object
-                .items("/spec/versions")
-                .iter()
-                .filter(|version| version.is_true("/storage"))
-                .map(|version| version.text("/name").to_owned())
-                .collect();
-            object.put("/status", json!({"acceptedNames": names, "storedVersions": stored}));
-            for (name, reason) in [("NamesAccepted", "NoConflicts"), ("Established", "InitialNamesAccepted")]
-            {
-                set_condition(object, json!({"type": name, "status": "True", "reason": reason}), now);
-            }
-        }
-        _ => {}
-    }
-}
-
-/// `status.qosClass`: by cpu and memory alone.
-fn quality(pod: &Value) -> &'static str {
-    let named = ["/resources/requests", "/resources/limits"];
-    let of = |container: &Value, which: &str, resource: &str| {
-        container.pointer(&format!("{which}/{resource}")).cloned()
-    };
-    let containers = || pod.items("/spec/containers").iter().chain(pod.items("/spec/initContainers"));
-    let any = containers().any(|container| {
-        named.iter().any(|which| of(container, which, "cpu").or(of(container, which, "memory")).is_some())
-    });
-    let all_bound = containers().all(|container| {
-        ["cpu", "memory"].iter().all(|resource| {
-            let limit = of(container, "/resources/limits", resource);
-            limit.is_some() && limit == of(container, "/resources/requests", resource)
-        })
-    });
-    match (any, all_bound) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-}
-
-/// Sets the condition of this type; its transition time changes only with its status.
-pub fn set_condition(object: &mut Value, mut condition: Value, now: Timestamp) {
-    let of_type = |other: &Value| other.text("/type") == condition.text("/type");
-    let mut conditions = object.items("/status/conditions").to_vec();
-    let old = conditions.iter().position(of_type);
-    let since = old
-        .and_then(|index| conditions.get(index))
-        .filter(|old| old.text("/status") == condition.text("/status"))
-        .map(|old| old.text("/lastTransitionTime").to_owned())
-        .filter(|since| !since.is_empty());
-    condition.put("/lastTransitionTime", since.unwrap_or_else(|| now.to_string()));
-    match old.and_then(|index| conditions.get_mut(index)) {
-        Some(old) => *old = condition,
-        None => conditions.push(condition),
-    }
-    object.put("/status/conditions", conditions);
 }
 
 #[cfg(test)]

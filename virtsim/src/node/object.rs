@@ -8,7 +8,8 @@ use super::machine::Machine;
 use crate::api::Api;
 use crate::api::error::Error;
 use crate::api::json::{Json, escape};
-use crate::api::store::{Part, Store, set_condition};
+use crate::api::status::set_condition;
+use crate::api::store::{Part, Store};
 use crate::api::time::Timestamp;
 use crate::kubelet::{Capacities, Kubelet};
 

@@ -13,7 +13,8 @@ use super::placement::{Cluster, unschedulable};
 use crate::api::json::Json;
 use crate::api::selector::Selector;
 use crate::api::service::Watch;
-use crate::api::store::{Part, Store, set_condition};
+use crate::api::status::set_condition;
+use crate::api::store::{Part, Store};
 use crate::api::time::Timestamp;
 use crate::api::{Api, Error};
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::containers::{Container, Containers, Ended, State, Success};
 use crate::api::json::Json;
-use crate::api::store::set_condition;
+use crate::api::status::set_condition;
 use crate::api::time::Timestamp;
 use crate::kubelet::ContainerKind;
 
