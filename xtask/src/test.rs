@@ -58,6 +58,10 @@ struct Sum {
 pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let programs = build::programs(progress)?;
     let debian = packages::ensure(progress)?;
+    // The tests run where there is no network, and some ask cargo about crates that building for this machine did not need.
+    let step = progress.step("Fetch crates");
+    step.run(build::cargo()?.args(["fetch", "--locked"]))?;
+    step.done("");
     let mut sum = Sum::default();
     for part in [Part::Workspace, Part::System] {
         if options.only.is_some_and(|only| only != part) {
