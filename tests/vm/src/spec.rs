@@ -31,7 +31,8 @@ pub enum Model {
 pub enum Cable {
     /// A hub inside QEMU with this number: all NICs on it share one Ethernet segment.
     Hub(u32),
-    /// A router inside QEMU (10.0.2.2), with nothing behind it.
+    /// A router inside QEMU (10.0.2.2), with nothing behind it. IPv4 only: what a router advertises comes when it likes, and the node
+    /// would change while a test looks at it.
     Router,
     /// The same, and behind it whatever the host can reach.
     OpenRouter,
@@ -119,7 +120,9 @@ impl Nic {
     pub(crate) fn netdev(&self) -> Vec<(&'static str, String)> {
         let mut netdev = match self.cable {
             Cable::Hub(number) => vec![("type", "hubport".to_owned()), ("hubid", number.to_string())],
-            Cable::Router => vec![("type", "user".to_owned()), ("restrict", "on".to_owned())],
+            Cable::Router => {
+                vec![("type", "user".to_owned()), ("restrict", "on".to_owned()), ("ipv6", "off".to_owned())]
+            }
             Cable::OpenRouter => vec![("type", "user".to_owned())],
         };
         netdev.push(("id", self.netdev_id()));
@@ -432,6 +435,6 @@ mod tests {
     #[test]
     fn the_management_nic_is_alone_with_its_router() {
         let line = line(&Spec::new().nic(nic("0000:00:03.0").management()));
-        assert!(line.contains("-netdev user,restrict=on"), "{line}");
+        assert!(line.contains("-netdev user,restrict=on,ipv6=off"), "{line}");
     }
 }
