@@ -1,12 +1,13 @@
 //! What was typed, and what it means.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use kubelet_api::KubeletDir;
-use nic::{Pool, ResourceName};
+use nic::{DeviceId, Pool, ResourceName};
 
 use crate::install;
 use crate::log::{Logging, Style};
@@ -26,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) sysfs: PathBuf,
     /// Addresses of the node.
     pub(crate) node_addresses: Vec<IpAddr>,
+    /// NICs that are offered even if they carry the node.
+    pub(crate) offer_lifeline: BTreeSet<DeviceId>,
 }
 
 /// Finds the virtual NICs of this node and offers them to the kubelet as an extended resource.
@@ -69,6 +72,9 @@ struct NodeArguments {
     /// An address of the node, whose NIC is never offered; may be repeated
     #[arg(long = "node-ip", global = true, value_name = "IP")]
     node_addresses: Vec<IpAddr>,
+    /// Offer this NIC even if it carries the node, which can cut the node off; may be repeated
+    #[arg(long, global = true, value_name = "ID")]
+    offer_lifeline: Vec<DeviceId>,
     /// The kubelet's folder (its --root-dir)
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
@@ -111,6 +117,7 @@ impl Arguments {
             device_info: node.device_info_dir.clone(),
             sysfs: node.sysfs.clone(),
             node_addresses: node.node_addresses.clone(),
+            offer_lifeline: node.offer_lifeline.iter().cloned().collect(),
         }
     }
 

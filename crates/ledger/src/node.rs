@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use linux::route::Socket;
+use linux::route::{Socket, Vital};
 use linux::{Devices, Netns};
-use nic::{Address, DeviceId, IfName, Lifeline, Link, Route};
+use nic::lifeline::TornFacts;
+use nic::{DeviceId, IfName, Lifeline, Link};
 
 use crate::{Lease, Stage};
 
@@ -43,7 +44,7 @@ impl Node {
     /// # Errors
     /// Links, routes or addresses cannot be read, or keep changing: then nobody knows, and no link may be touched.
     pub fn lifeline(&mut self) -> Result<Lifeline, linux::Error> {
-        steady_lifeline(|| Ok((self.routes.links()?, self.routes.routes()?, self.routes.addresses()?)))
+        steady(|| Ok(self.routes.look(&Vital::default())?.map(|look| look.lifeline)))
     }
 
     /// The ID under which a link's lease is kept: that of its device, or one made from its name where it has no device.
@@ -55,13 +56,12 @@ impl Node {
     }
 }
 
-type Facts = (Vec<Link>, Vec<Route>, Vec<Address>);
-
-fn steady_lifeline(mut read: impl FnMut() -> Result<Facts, linux::Error>) -> Result<Lifeline, linux::Error> {
+fn steady<T>(
+    mut look: impl FnMut() -> Result<Result<T, TornFacts>, linux::Error>,
+) -> Result<T, linux::Error> {
     for _ in 0..ATTEMPTS {
-        let (links, routes, addresses) = read()?;
-        if let Ok(lifeline) = Lifeline::find(&links, &routes, &addresses, &[]) {
-            return Ok(lifeline);
+        if let Ok(found) = look()? {
+            return Ok(found);
         }
     }
     Err(linux::Error::Unsteady { what: "find out what carries the node".to_owned(), attempts: ATTEMPTS })
@@ -209,21 +209,20 @@ mod tests {
     #[test]
     fn nobody_knows_the_lifeline_when_the_facts_cannot_be_read_or_contradict_each_other() {
         let unreadable = || linux::Error::Malformed { what: "list routes".to_owned(), why: "a test" };
-        let error = steady_lifeline(|| Err(unreadable())).unwrap_err();
+        let error = steady::<Lifeline>(|| Err(unreadable())).unwrap_err();
         assert!(matches!(error, linux::Error::Malformed { .. }), "{error}");
-        let route = Route {
-            destination: "0.0.0.0".parse().unwrap(),
-            prefix_len: 0,
-            table: 254,
-            priority: 0,
-            outputs: vec![7],
-            gateway: None,
-            unicast: true,
+        let address = nic::Address {
+            index: 7,
+            ip: "192.0.2.2".parse().unwrap(),
+            prefix_len: 24,
+            tentative: false,
+            duplicate: false,
+            permanent: true,
         };
         let mut read = 0;
-        let error = steady_lifeline(|| {
+        let error = steady(|| {
             read += 1;
-            Ok((Vec::new(), vec![route.clone()], Vec::new()))
+            Ok(Lifeline::find(&[], &[], std::slice::from_ref(&address), &[]))
         });
         assert!(matches!(error, Err(linux::Error::Unsteady { .. })));
         assert_eq!(read, ATTEMPTS);

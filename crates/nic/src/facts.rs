@@ -33,10 +33,14 @@ pub struct Link {
     pub loopback: bool,
     /// IFLA_MASTER: the bond, bridge, team, VRF or OVS datapath that this link is a port of.
     pub master: Option<u32>,
-    /// IFLA_LINK: the link below a VLAN, macvlan or tunnel, or the peer of a veth.
+    /// IFLA_LINK: the link below a VLAN, macvlan or tunnel, or the peer of a veth. Some tunnels outlive it.
     pub lower: Option<u32>,
+    /// Links below that only the attributes of its kind name: IFLA_VXLAN_LINK, IFLA_HSR_SLAVE1 and 2.
+    pub further_lowers: Vec<u32>,
     /// IFLA_LINK_NETNSID: `lower` is an index in another network namespace, not in this one.
     pub lower_elsewhere: bool,
+    /// The other end of a tunnel.
+    pub remote: Option<IpAddr>,
     /// IFLA_PARENT_DEV_BUS_NAME (kernel 5.14+): `virtio`, `pci`.
     pub parent_bus: Option<String>,
     /// IFLA_PARENT_DEV_NAME (kernel 5.14+): `virtio2`, `0000:00:0a.0`.
@@ -85,6 +89,20 @@ impl Route {
     pub fn is_default(&self) -> bool {
         self.prefix_len == 0 && self.destination.is_unspecified()
     }
+
+    /// Whether `ip` is among its destinations.
+    #[must_use]
+    pub fn covers(&self, ip: IpAddr) -> bool {
+        let same = |length: u32, one: u128, two: u128| {
+            let host_bits = length.saturating_sub(self.prefix_len.into());
+            one.checked_shr(host_bits) == two.checked_shr(host_bits)
+        };
+        match (self.destination, ip) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => same(32, net.to_bits().into(), ip.to_bits().into()),
+            (IpAddr::V6(net), IpAddr::V6(ip)) => same(128, net.to_bits(), ip.to_bits()),
+            _ => false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +126,9 @@ pub(crate) mod sample {
             loopback: false,
             master: None,
             lower: None,
+            further_lowers: Vec::new(),
             lower_elsewhere: false,
+            remote: None,
             parent_bus: None,
             parent_device: None,
         }

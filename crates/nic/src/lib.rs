@@ -14,7 +14,7 @@ mod preference;
 pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
 pub use device::{HardwareId, Interface, Nic};
 pub use facts::{Address, Link, Route};
-pub use lifeline::Lifeline;
+pub use lifeline::{Lifeline, Named};
 pub use name::{DeviceId, IfName, NameError, ResourceName};
 pub use node::{Disagreement, Health, NodeFacts, Pool, Skip, Standing};
 pub use preference::{Candidate, prefer};

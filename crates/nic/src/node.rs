@@ -22,6 +22,7 @@ pub struct NodeFacts {
     links: HashMap<u32, Link>,
     lifeline: Lifeline,
     leased: BTreeSet<DeviceId>,
+    insisted: BTreeSet<DeviceId>,
     sees_hardware: bool,
 }
 
@@ -65,7 +66,20 @@ impl NodeFacts {
         let sees_hardware = interfaces.iter().any(|interface| interface.hardware);
         nics.sort_by(|a, b| (a.pci, &a.id).cmp(&(b.pci, &b.id)));
         let links = links.into_iter().map(|link| (link.index, link)).collect();
-        Ok(NodeFacts { nics, links, lifeline, leased, sees_hardware })
+        Ok(NodeFacts { nics, links, lifeline, leased, insisted: BTreeSet::new(), sees_hardware })
+    }
+
+    /// Offers these devices also if they carry the node. No other objection is lifted.
+    #[must_use]
+    pub fn insisting_on(mut self, devices: BTreeSet<DeviceId>) -> Self {
+        self.insisted = devices;
+        self
+    }
+
+    /// The devices of [`NodeFacts::insisting_on`].
+    #[must_use]
+    pub fn insisted(&self) -> &BTreeSet<DeviceId> {
+        &self.insisted
     }
 
     /// All NICs, in the order of their addresses.
@@ -118,19 +132,24 @@ impl NodeFacts {
     /// Judges one NIC for one pool.
     #[must_use]
     pub fn judge(&self, nic: &Nic, pool: &Pool) -> Standing {
-        match self.objection(nic, pool) {
-            Some(skip) => Standing::Skipped(skip),
-            None => Standing::Offered(self.health(nic)),
+        let lifeline = self.carries_the_node(nic);
+        match (lifeline, self.objection(nic, pool)) {
+            // The lifeline comes first: for the node's operator it is the reason that matters.
+            (Some(lifeline), _) if !self.insisted.contains(&nic.id) => Standing::Skipped(lifeline),
+            (_, Some(skip)) => Standing::Skipped(skip),
+            (Some(lifeline), None) => Standing::Insisted(self.health(nic), lifeline),
+            (None, None) => Standing::Offered(self.health(nic)),
         }
     }
 
+    fn carries_the_node(&self, nic: &Nic) -> Option<Skip> {
+        nic.interfaces.iter().find_map(|interface| {
+            let reason = self.lifeline.reason(interface.index)?.clone();
+            Some(Skip::Lifeline { interface: interface.name.clone(), reason })
+        })
+    }
+
     fn objection(&self, nic: &Nic, pool: &Pool) -> Option<Skip> {
-        // The lifeline comes first: for the node's operator it is the reason that matters.
-        for interface in &nic.interfaces {
-            if let Some(reason) = self.lifeline.reason(interface.index) {
-                return Some(Skip::Lifeline { interface: interface.name.clone(), reason: reason.clone() });
-            }
-        }
         match &nic.driver {
             None => return Some(Skip::NoDriver),
             Some(driver) if !pool.drivers.contains(driver) => {
@@ -159,6 +178,9 @@ impl NodeFacts {
 pub enum Standing {
     /// It is for pods.
     Offered(Health),
+    /// It is for pods although it carries the node, because an operator insists ([`NodeFacts::insisting_on`]). The objection is
+    /// always [`Skip::Lifeline`].
+    Insisted(Health, Skip),
     /// It is not.
     Skipped(Skip),
 }
@@ -279,6 +301,7 @@ mod tests {
     fn why(node: &NodeFacts, nic: &Nic) -> String {
         match node.judge(nic, &pool()) {
             Standing::Offered(health) => format!("offered: {health}"),
+            Standing::Insisted(health, lifeline) => format!("offered although {lifeline}: {health}"),
             Standing::Skipped(skip) => skip.to_string(),
         }
     }
@@ -288,6 +311,26 @@ mod tests {
         let uplink = nic("0000:00:03.0", &[interface(2, "eth0")]);
         let node = node(std::slice::from_ref(&uplink), &[], &[]);
         assert_eq!(why(&node, &uplink), "eth0 carries the IPv4 default route (table 254, metric 0)");
+    }
+
+    #[test]
+    fn who_insists_lifts_the_lifeline_of_that_device_and_nothing_else() {
+        let uplink = nic("0000:00:03.0", &[interface(2, "eth0")]);
+        let e1000 = Nic { driver: Some("e1000".into()), ..uplink.clone() };
+        let both = nic("0000:00:03.0", &[interface(2, "eth0"), interface(3, "eth1")]);
+        let links = [link(3, "eth1")];
+        let insisting = |on: &[&str]| {
+            node(&[], &links, &[]).insisting_on(on.iter().map(|id| id.parse().unwrap()).collect())
+        };
+        let on_it = insisting(&["0000:00:03.0"]);
+        assert_eq!(
+            why(&on_it, &uplink),
+            "offered although eth0 carries the IPv4 default route (table 254, metric 0): healthy"
+        );
+        assert_eq!(why(&on_it, &nic("0000:00:0a.0", &[interface(3, "eth1")])), "offered: healthy");
+        assert!(why(&on_it, &e1000).contains("not in the pool's list"));
+        assert!(why(&on_it, &both).contains("2 interfaces"));
+        assert!(why(&insisting(&["0000:00:0a.0"]), &uplink).starts_with("eth0 carries"));
     }
 
     #[test]

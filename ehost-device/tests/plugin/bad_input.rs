@@ -62,11 +62,38 @@ fn the_nic_that_carries_the_node_is_never_moved_unless_the_configuration_insists
     assert!(bench.node_link("eth1").unwrap().up && !bench.lease().exists());
     assert!(bench.on_node("route show").contains("default via 192.0.2.1"));
 
+    // Only who writes the network's definition may insist: not the runtime's word, nor what a pod brings along (CNI_ARGS: see the bench).
+    for keys in [
+        json!({"runtimeConfig": {"allowLifeline": true}, "capabilities": {"allowLifeline": true}}),
+        json!({"args": {"cni": {"allowLifeline": true}}}),
+        json!({"ipam": {"type": "answers", "allowLifeline": true}}),
+        json!({"allowLifeline": false}),
+    ] {
+        let refused = bench.run("ADD", &bench.config(keys.clone()));
+        assert_eq!(refused.code(), 101, "{keys}");
+        assert!(!refused.stderr.contains("WARNING"), "{keys}");
+    }
+    assert!(bench.node_link("eth1").unwrap().up && !bench.lease().exists());
+
     let config = bench.config(json!({"allowLifeline": true}));
     let added = bench.run("ADD", &config).expect();
-    assert!(added.stderr.contains("WARNING"), "{}", added.stderr);
+    assert!(
+        added.stderr.contains("WARNING: eth1 carries the IPv4 default route")
+            && added.stderr.contains("allowLifeline"),
+        "{}",
+        added.stderr
+    );
     bench.run("DEL", &config).expect();
     assert!(bench.on_node("addr show dev eth1").contains("192.0.2.2/24"), "the address did not come home");
+}
+
+#[test]
+fn a_nic_that_the_node_leased_an_address_for_is_never_moved() {
+    let bench = Bench::new();
+    bench.on_node("addr add 10.7.0.5/24 dev eth1 valid_lft 3600 preferred_lft 3600");
+    let refused = bench.run("ADD", &bench.config(json!({})));
+    assert_eq!(refused.code(), 101);
+    assert!(refused.text().contains("10.7.0.5"), "{}", refused.text());
 }
 
 #[test]

@@ -234,7 +234,8 @@ fn start(verb: &str, container: &str, netns: &str, path: &Path, stdin: &[u8]) ->
         .env("CNI_NETNS", netns)
         .env("CNI_IFNAME", "net1")
         .env("CNI_PATH", path)
-        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=testpod1")
+        // A pod that insists on the lifeline is not heard, in no test.
+        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=testpod1;allowLifeline=true")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -161,6 +161,7 @@ mod tests {
             device_info: root.path().to_owned(),
             sysfs: root.path().to_owned(),
             node_addresses: Vec::new(),
+            offer_lifeline: std::collections::BTreeSet::new(),
         };
         let (sight, sight_out) = watch::channel(Sight::Unknown);
         let (list, list_out) = watch::channel(None);

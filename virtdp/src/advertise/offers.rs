@@ -85,7 +85,7 @@ impl Offers {
         for seen in &survey.nics {
             let key = (seen.nic.id.pci(), seen.nic.id.clone());
             match &seen.standing {
-                Standing::Offered(health) => {
+                Standing::Offered(health) | Standing::Insisted(health, _) => {
                     self.offer(&key, seen, health, survey);
                     offered.insert(key);
                 }

@@ -27,7 +27,10 @@ pub(crate) fn run(settings: &Settings, json: bool) -> Result<()> {
         return Ok(());
     }
     out.write_all(table(&rows).as_bytes())?;
-    let offered = rows.iter().filter(|row| matches!(row.state, State::Offered | State::InUse)).count();
+    let offered = rows
+        .iter()
+        .filter(|row| matches!(row.state, State::Offered | State::InUse | State::Insisted))
+        .count();
     writeln!(out, "\n{}: {offered} of {} NICs", settings.pool.resource, survey.nics.len())?;
     Ok(())
 }
@@ -63,6 +66,9 @@ enum State {
     InUse,
     /// For pods, but ill.
     Unhealthy,
+    /// For pods, although it carries the node.
+    #[serde(rename = "lifeline-offered")]
+    Insisted,
     /// Not for pods.
     Skipped,
     /// Cannot be understood.
@@ -86,6 +92,10 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Row {
     let lease = survey.leases.get(&seen.nic.id);
     let away = seen.nic.interfaces.is_empty();
     let (state, reason) = match (&seen.standing, lease) {
+        (Standing::Insisted(health, lifeline), _) => (
+            State::Insisted,
+            format!("{lifeline}, and is offered because --offer-lifeline says so ({health})"),
+        ),
         (Standing::Skipped(skip), _) => (State::Skipped, skip.to_string()),
         (Standing::Offered(health @ Health::NoCarrier(_)), _) => (State::Unhealthy, health.to_string()),
         (Standing::Offered(Health::Healthy), Some(lease)) => {
@@ -142,6 +152,7 @@ impl State {
             State::Offered => "offered",
             State::InUse => "in use",
             State::Unhealthy => "unhealthy",
+            State::Insisted => "LIFELINE OFFERED",
             State::Skipped => "skipped",
             State::Unreadable => "unreadable",
         }
@@ -151,6 +162,7 @@ impl State {
         match self {
             State::Offered => AnsiColor::Green.on_default(),
             State::InUse => AnsiColor::Cyan.on_default(),
+            State::Insisted => AnsiColor::Yellow.on_default().bold(),
             State::Unhealthy | State::Unreadable => AnsiColor::Red.on_default(),
             State::Skipped => Style::new().dimmed(),
         }

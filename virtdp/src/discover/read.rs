@@ -1,14 +1,14 @@
 //! Reading the node: sysfs, then links, then routes and addresses, and the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ledger::{Ledger, Stage};
 use linux::Sysfs;
-use linux::route::Socket;
-use nic::{DeviceId, Lifeline, NodeFacts, Pool};
+use linux::route::{Look, Socket, Vital};
+use nic::lifeline::TornFacts;
+use nic::{DeviceId, NodeFacts, Pool};
 use tracing::warn;
 
 use super::survey::{Lease, Survey};
@@ -24,7 +24,8 @@ const PAUSE: Duration = Duration::from_millis(15);
 pub(crate) struct Reader {
     sysfs: Sysfs,
     ledger: Ledger,
-    node_addresses: Vec<IpAddr>,
+    vital: Vital,
+    insisted: BTreeSet<DeviceId>,
     routes: Option<Socket>,
     /// What was said about the ledger last.
     complaints: BTreeSet<String>,
@@ -37,7 +38,8 @@ impl Reader {
         Reader {
             sysfs: Sysfs::at(&settings.sysfs),
             ledger: Ledger::at(&settings.state),
-            node_addresses: settings.node_addresses.clone(),
+            vital: Vital { addresses: settings.node_addresses.clone(), peers: Vec::new() },
+            insisted: settings.offer_lifeline.clone(),
             routes: None,
             complaints: BTreeSet::new(),
             leases: BTreeMap::new(),
@@ -67,33 +69,31 @@ impl Reader {
         self.read_ledger();
         let found = self.sysfs.nics().context("find the network devices in sysfs")?;
         let interfaces = self.sysfs.interfaces().context("list the interfaces in sysfs")?;
-        let (links, routes, addresses) = match self.ask_kernel() {
-            Ok(answers) => answers,
+        let look = match self.ask_kernel() {
+            Ok(look) => look,
             Err(error) => {
                 // A socket that failed once is not trusted again.
                 self.routes = None;
                 return Err(error);
             }
         };
-        let lifeline = match Lifeline::find(&links, &routes, &addresses, &self.node_addresses) {
-            Ok(lifeline) => lifeline,
+        let Look { links, lifeline } = match look {
+            Ok(look) => look,
             Err(torn) => return Ok(Err(torn.into())),
         };
         let leased = self.leases.keys().cloned().collect();
         Ok(NodeFacts::new(found.nics, &interfaces, links, lifeline, leased)
+            .map(|facts| facts.insisting_on(self.insisted.clone()))
             .map(|facts| Survey::of(&facts, found.unreadable, self.leases.clone(), pool))
             .map_err(anyhow::Error::from))
     }
 
-    fn ask_kernel(&mut self) -> Result<(Vec<nic::Link>, Vec<nic::Route>, Vec<nic::Address>)> {
+    fn ask_kernel(&mut self) -> Result<Result<Look, TornFacts>> {
         let socket = match &mut self.routes {
             Some(socket) => socket,
             none => none.insert(Socket::open().context("ask the kernel for links and routes")?),
         };
-        let links = socket.links().context("read the links")?;
-        let routes = socket.routes().context("read the routes")?;
-        let addresses = socket.addresses().context("read the addresses")?;
-        Ok((links, routes, addresses))
+        socket.look(&self.vital).context("read links, routes and addresses")
     }
 
     /// What cannot be read of the ledger is said once, and is in nobody's way: it is ehost-device that decides by it.

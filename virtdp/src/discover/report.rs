@@ -1,8 +1,8 @@
 //! What the log says about the interfaces: why each is taken or left alone, once, and again when that changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use nic::{Pool, Skip, Standing};
+use nic::{DeviceId, Pool, Skip, Standing};
 use tracing::{debug, info, warn};
 
 use super::survey::{Seen, Survey};
@@ -11,6 +11,8 @@ use super::survey::{Seen, Survey};
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     told: BTreeMap<String, Line>,
+    insisted: BTreeSet<DeviceId>,
+    strangers: BTreeSet<DeviceId>,
     nothing_offered: bool,
     failure: Option<String>,
 }
@@ -26,6 +28,7 @@ struct Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Offered,
+    Insisted,
     Default,
     Skipped,
     Software,
@@ -38,6 +41,7 @@ impl Report {
         if self.failure.take().is_some() {
             info!("the node's interfaces and routes can be read again");
         }
+        self.tell_of_insistence(survey);
         let lines = lines(survey);
         for (device, line) in &lines {
             if self.told.get(device) != Some(line) {
@@ -52,7 +56,7 @@ impl Report {
                 }
             }
         }
-        let nothing_offered = !lines.values().any(|line| line.kind == Kind::Offered);
+        let nothing_offered = !lines.values().any(|line| matches!(line.kind, Kind::Offered | Kind::Insisted));
         if nothing_offered && !self.nothing_offered {
             warn!(
                 resource = %pool.resource,
@@ -62,6 +66,21 @@ impl Report {
         }
         self.nothing_offered = nothing_offered;
         self.told = lines;
+    }
+
+    /// Loudly, at each start: whoever gets such a NIC may cut the node off.
+    fn tell_of_insistence(&mut self, survey: &Survey) {
+        for device in survey.insisted.difference(&self.insisted) {
+            warn!(%device, "--offer-lifeline: this NIC is offered even if it carries the node, which can cut the node off");
+        }
+        self.insisted.clone_from(&survey.insisted);
+        let known: BTreeSet<&DeviceId> = survey.nics.iter().map(|seen| &seen.nic.id).collect();
+        let strangers: BTreeSet<DeviceId> =
+            survey.insisted.iter().filter(|device| !known.contains(device)).cloned().collect();
+        for device in strangers.difference(&self.strangers) {
+            warn!(%device, "--offer-lifeline names a device that is no NIC of this node");
+        }
+        self.strangers = strangers;
     }
 
     /// Notes that nothing could be read; says whether that is news.
@@ -77,6 +96,9 @@ impl Line {
         let Line { kind, interface, reason } = self;
         match kind {
             Kind::Offered => info!(interface, reason, "Offering {device}"),
+            Kind::Insisted => {
+                warn!(interface, reason, "Offering {device}, WHICH CARRIES THE NODE: --offer-lifeline")
+            }
             Kind::Default => info!(interface, reason, "Skipping default interface {device}"),
             Kind::Skipped => info!(interface, reason, "Skipping interface of {device}"),
             Kind::Software => debug!(interface, reason, "Skipping interface"),
@@ -108,6 +130,7 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Line {
             };
             (Kind::Offered, place)
         }
+        Standing::Insisted(health, lifeline) => (Kind::Insisted, format!("{lifeline}; {health}")),
         Standing::Skipped(skip @ Skip::Lifeline { .. }) => (Kind::Default, skip.to_string()),
         Standing::Skipped(skip) => (Kind::Skipped, skip.to_string()),
     };

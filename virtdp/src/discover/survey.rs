@@ -1,6 +1,6 @@
 //! What was found in one look at the node, judged. Plain data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use linux::Unreadable;
 use nic::{DeviceId, IfName, Link, MacAddr, Nic, NodeFacts, Pool, Standing};
@@ -16,6 +16,8 @@ pub(crate) struct Survey {
     pub(crate) unreadable: Vec<Unreadable>,
     /// Which NICs the ledger says are away, and for whom.
     pub(crate) leases: BTreeMap<DeviceId, Lease>,
+    /// Which NICs an operator offers even if they carry the node.
+    pub(crate) insisted: BTreeSet<DeviceId>,
 }
 
 /// A NIC, and the verdict on it.
@@ -68,6 +70,7 @@ impl Survey {
             others: facts.others().into_iter().map(other).collect(),
             unreadable,
             leases,
+            insisted: facts.insisted().clone(),
         }
     }
 }

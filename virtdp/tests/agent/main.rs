@@ -5,6 +5,7 @@
 mod allocate;
 mod discover;
 mod kubelet;
+mod lifeline;
 mod offer;
 mod register;
 mod stage;

@@ -62,6 +62,12 @@ impl Stage {
         self.tree.interface(None, &format!("{name}-p"), self.index(&format!("{name}-p")));
     }
 
+    /// A bridge, shown in sysfs as what it is.
+    pub(crate) fn bridge(&self, name: &str) {
+        self.ip(&format!("link add {name} type bridge"));
+        self.tree.interface(None, name, self.index(name));
+    }
+
     /// Moves a NIC's interface out of the node, as a CNI plugin does.
     pub(crate) fn move_away(&self, name: &str, to: &Netns) {
         let index = self.index(name);

@@ -26,6 +26,7 @@ const IFLA_PERM_ADDRESS: u16 = 54;
 const IFLA_PARENT_DEV_NAME: u16 = 56;
 const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 /// RTEXT_FILTER_SKIP_STATS: statistics are most of a link's message, and we read none.
 const SKIP_STATS: u32 = 1 << 3;
 
@@ -234,7 +235,9 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
         loopback: flags & IFF_LOOPBACK != 0,
         master: None,
         lower: None,
+        further_lowers: Vec::new(),
         lower_elsewhere: false,
+        remote: None,
         parent_bus: None,
         parent_device: None,
     };
@@ -252,10 +255,7 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
             IFLA_LINK_NETNSID => link.lower_elsewhere = true,
             IFLA_PARENT_DEV_NAME => link.parent_device = Some(wire::text(value)),
             IFLA_PARENT_DEV_BUS_NAME => link.parent_bus = Some(wire::text(value)),
-            IFLA_LINKINFO => {
-                let found = wire::attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND);
-                link.kind = found.map(|(_, value)| wire::text(value));
-            }
+            IFLA_LINKINFO => read_info(&mut link, value),
             IFLA_PROP_LIST => {
                 let names = wire::attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
                 link.alt_names = names.map(|(_, value)| wire::text(value)).collect();
@@ -265,6 +265,34 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
     }
     link.name = name?;
     Some(link)
+}
+
+/// What its kind says of a link.
+fn read_info(link: &mut Link, info: &[u8]) {
+    let find = |wanted| wire::attributes(info).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    link.kind = find(IFLA_INFO_KIND).map(wire::text);
+    let (lowers, remotes): (&[u16], &[u16]) = match link.kind.as_deref() {
+        // IFLA_VXLAN_LINK; IFLA_VXLAN_GROUP and _GROUP6.
+        Some("vxlan") => (&[3], &[2, 16]),
+        // IFLA_HSR_SLAVE1 and 2.
+        Some("hsr") => (&[1, 2], &[]),
+        // IFLA_GENEVE_REMOTE and _REMOTE6.
+        Some("geneve") => (&[], &[2, 7]),
+        // IFLA_GRE_REMOTE.
+        Some("gre" | "gretap" | "erspan" | "ip6gre" | "ip6gretap" | "ip6erspan") => (&[], &[7]),
+        // IFLA_IPTUN_REMOTE.
+        Some("ipip" | "sit" | "ip6tnl") => (&[], &[3]),
+        // IFLA_VTI_REMOTE.
+        Some("vti" | "vti6") => (&[], &[5]),
+        _ => return,
+    };
+    for (kind, value) in wire::attributes(find(IFLA_INFO_DATA).unwrap_or_default()) {
+        if lowers.contains(&kind) {
+            link.further_lowers.extend(wire::u32_at(value, 0).filter(|index| *index != 0));
+        } else if remotes.contains(&kind) {
+            link.remote = wire::ip(value).filter(|ip| !ip.is_unspecified()).or(link.remote);
+        }
+    }
 }
 
 fn mac(value: &[u8]) -> Option<MacAddr> {

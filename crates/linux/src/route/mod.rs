@@ -6,12 +6,14 @@
 //! Source: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,nexthop}.h.
 
 mod address;
+mod lifeline;
 mod link;
 mod monitor;
 mod socket;
 mod table;
 
 pub use address::DuplicateDetection;
+pub use lifeline::{Look, Vital};
 pub use link::LinkChange;
 pub use monitor::{Event, Groups, Monitor};
 pub use socket::Socket;

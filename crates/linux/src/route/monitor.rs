@@ -14,12 +14,14 @@ use super::{RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RT
 use crate::Error;
 use crate::wire;
 
-/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _NEXTHOP.
+/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _NEXTHOP.
 const LINK: u32 = 1;
 const IPV4_ADDRESS: u32 = 5;
 const IPV4_ROUTE: u32 = 7;
+const IPV4_RULE: u32 = 8;
 const IPV6_ADDRESS: u32 = 9;
 const IPV6_ROUTE: u32 = 11;
+const IPV6_RULE: u32 = 19;
 const NEXTHOP: u32 = 32;
 const IFLA_NEW_NETNSID: u16 = 45;
 const BUFFER: usize = 64 * 1024;
@@ -38,13 +40,14 @@ impl Groups {
     pub const LINKS: Groups = Groups { links: true, addresses: false, routes: false };
     /// Addresses only.
     pub const ADDRESSES: Groups = Groups { links: false, addresses: true, routes: false };
-    /// Links, addresses, routes and nexthop objects.
+    /// Links, addresses, routes, rules and nexthop objects.
     pub const ALL: Groups = Groups { links: true, addresses: true, routes: true };
 
     fn numbers(self) -> impl Iterator<Item = u32> {
+        const ROUTES: &[u32] = &[IPV4_ROUTE, IPV6_ROUTE, IPV4_RULE, IPV6_RULE, NEXTHOP];
         let links: &[u32] = if self.links { &[LINK] } else { &[] };
         let addresses: &[u32] = if self.addresses { &[IPV4_ADDRESS, IPV6_ADDRESS] } else { &[] };
-        let routes: &[u32] = if self.routes { &[IPV4_ROUTE, IPV6_ROUTE, NEXTHOP] } else { &[] };
+        let routes: &[u32] = if self.routes { ROUTES } else { &[] };
         links.iter().chain(addresses).chain(routes).copied()
     }
 }
@@ -69,7 +72,7 @@ pub enum Event {
         /// RTM_DELADDR.
         gone: bool,
     },
-    /// Some route or nexthop object changed.
+    /// Some route, rule or nexthop object changed.
     Routes,
     /// The kernel dropped events because we were slow: look at everything again.
     Missed,
@@ -192,8 +195,8 @@ fn event(message: &wire::Message<'_>) -> Option<Event> {
         RTM_NEWADDR => address::read(payload).map(|address| Event::Address { address, gone: false }),
         RTM_DELADDR => address::read(payload).map(|address| Event::Address { address, gone: true }),
         RTM_NEWROUTE | RTM_DELROUTE => Some(Event::Routes),
-        // RTM_NEWNEXTHOP, RTM_DELNEXTHOP.
-        104 | 105 => Some(Event::Routes),
+        // RTM_NEWRULE, RTM_DELRULE, RTM_NEWNEXTHOP, RTM_DELNEXTHOP.
+        32 | 33 | 104 | 105 => Some(Event::Routes),
         _ => None,
     }
 }

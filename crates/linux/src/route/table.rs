@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use nic::Route;
+use rustix::io::Errno;
 
 use super::{RTM_DELROUTE, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_NEWNEXTHOP, RTM_NEWROUTE, Socket};
 use crate::Error;
@@ -28,6 +29,9 @@ const NHA_OIF: u16 = 5;
 const RTN_UNICAST: u8 = 1;
 const RTPROT_STATIC: u8 = 4;
 const RTNH_F_ONLINK: u32 = 4;
+/// Answer with the route itself, all hops, and not with what one packet would do (kernel 4.13+).
+const RTM_F_FIB_MATCH: u32 = 0x2000;
+const NO_WAY: [Errno; 4] = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL];
 const RT_TABLE_MAIN: u32 = 254;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
@@ -165,15 +169,45 @@ impl Socket {
             };
             read.extend(self.dump(|| "list routes".to_owned(), request, of_family)?);
         }
-        // With nexthop_compat_mode off, a route names its nexthop object and nothing else.
+        self.with_nexthops(read)
+    }
+
+    /// The links through which the kernel sends packets to `ip`: all hops of the route that it would take by all rules and tables.
+    /// None where there is no way, or where packets stay on this machine.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn ways_to(&mut self, ip: IpAddr) -> Result<Vec<u32>, Error> {
+        let (family, bits) = if ip.is_ipv4() { (AF_INET, 32) } else { (AF_INET6, 128) };
+        let [f0, f1, f2, f3] = RTM_F_FIB_MATCH.to_ne_bytes();
+        let mut request = Request::new(RTM_GETROUTE, 0, &[family, bits, 0, 0, 0, 0, 0, 0, f0, f1, f2, f3]);
+        request.attributes().put_ip(RTA_DST, ip);
+        let read = |kind: u16, payload: &[u8]| (kind == RTM_NEWROUTE).then(|| read_route(payload)).flatten();
+        let found = match self.get(|| format!("find the way to {ip}"), request, read) {
+            Ok(found) => found,
+            // No route, or one of the types unreachable, prohibit, blackhole (net/ipv4/fib_semantics.c, `fib_props`).
+            Err(error) if NO_WAY.iter().any(|errno| error.errno() == Some(errno.raw_os_error())) => None,
+            Err(error) => return Err(error),
+        };
+        let routes = self.with_nexthops(found.into_iter().collect())?;
+        let unicast = routes.into_iter().filter(|route| route.unicast);
+        Ok(unicast.flat_map(|route| route.outputs).collect())
+    }
+
+    /// With nexthop_compat_mode off, a route names its nexthop object and nothing else.
+    fn with_nexthops(&mut self, mut read: Vec<Found>) -> Result<Vec<Route>, Error> {
         if read.iter().any(|found| found.nexthop.is_some()) {
             let objects = self.nexthops()?;
             for found in &mut read {
-                if let Some(id) = found.nexthop {
-                    let outputs = outputs_of(&objects, id);
-                    found.route.outputs.extend(outputs);
-                    found.route.outputs.sort_unstable();
-                    found.route.outputs.dedup();
+                let Some(id) = found.nexthop else { continue };
+                found.route.outputs.extend(outputs_of(&objects, id));
+                found.route.outputs.sort_unstable();
+                found.route.outputs.dedup();
+                if found.route.unicast && found.route.outputs.is_empty() {
+                    // It went, with its route, after that was listed. The caller may ask anew; a route without a way out would be
+                    // taken for one that carries nothing.
+                    let what = format!("list routes and nexthop object {id}");
+                    return Err(Error::Unsteady { what, attempts: 1 });
                 }
             }
         }

@@ -1,0 +1,95 @@
+//! The NIC that the node lives by is never offered, whatever comes to lead to it, short of an operator who insists.
+
+use std::time::Instant;
+
+use crate::kubelet::Kubelet;
+use crate::stage::{Stage, UPLINK};
+
+const FIRST: &str = "0000:00:09.0";
+const SECOND: &str = "0000:00:0a.0";
+
+/// What `virtdp discover` says of a device: state and reason.
+fn verdict(stage: &Stage, device: &str, more: &[&str]) -> (String, String) {
+    let output = stage.discover(&[&["--json"], more].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = json["interfaces"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["device"] == device).unwrap();
+    (row["state"].as_str().unwrap().to_owned(), row["reason"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nic_that_gets_a_dhcp_lease_is_withdrawn_and_comes_back_without_it() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    let both = ["0000:00:09.0 Healthy []", "0000:00:0a.0 Healthy []"];
+    plugin.lists(&both).await;
+    // As a DHCP client does it where the server names no router.
+    stage.ip("link set eth1 up");
+    stage.ip("addr add 10.7.0.5/24 dev eth1 valid_lft 3600 preferred_lft 3600");
+    let began = Instant::now();
+    plugin.lists(&["0000:00:09.0 Unhealthy []", "0000:00:0a.0 Healthy []"]).await;
+    eprintln!("withdrawn within {:?}", began.elapsed());
+    agent.says(&["Skipping default interface 0000:00:09.0", "10.7.0.5", "DHCP"]);
+    plugin.lists(&["0000:00:0a.0 Healthy []"]).await;
+    stage.ip("addr del 10.7.0.5/24 dev eth1");
+    plugin.lists(&both).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nic_that_becomes_a_port_of_the_uplinks_bridge_is_withdrawn() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    stage.bridge("br0");
+    stage.ip("link set br0 up");
+    stage.ip("route add default dev br0 metric 50 table 300");
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    plugin.lists(&["0000:00:09.0 Healthy []", "0000:00:0a.0 Healthy []"]).await;
+    stage.ip("link set eth2 master br0");
+    plugin.lists(&["0000:00:09.0 Healthy []", "0000:00:0a.0 Unhealthy []"]).await;
+    agent.says(&["Skipping default interface 0000:00:0a.0", "eth2 is a port of br0, which carries"]);
+    plugin.lists(&["0000:00:09.0 Healthy []"]).await;
+    stage.ip("link set eth2 nomaster");
+    plugin.lists(&["0000:00:09.0 Healthy []", "0000:00:0a.0 Healthy []"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_insists_on_the_lifeline_is_obeyed_and_warned_at_every_start() {
+    let stage = Stage::with_spares(&[FIRST]);
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let mut command = stage.command();
+    command.extend(["--offer-lifeline", UPLINK, "--offer-lifeline", "0000:00:1f.7"].map(String::from));
+    for _ in 0..2 {
+        let mut agent = stage.start_as(&command);
+        let mut plugin = kubelet.plugin().await;
+        plugin.lists(&["0000:00:03.0 Healthy []", "0000:00:09.0 Healthy []"]).await;
+        agent.says(&["W", "--offer-lifeline: this NIC is offered even if", UPLINK]);
+        agent.says(&["W", "Offering 0000:00:03.0, WHICH CARRIES THE NODE", "IPv4 default route"]);
+        agent.says(&["W", "--offer-lifeline names a device that is no NIC of this node", "0000:00:1f.7"]);
+        assert_eq!(plugin.allocate(&[&[UPLINK]]).await.unwrap().container_responses.len(), 1);
+        agent.terminate();
+    }
+}
+
+#[test]
+fn an_override_is_for_one_nic_and_lifts_no_other_objection() {
+    let stage = Stage::with_spares(&[FIRST]);
+    stage.ip("link set eth1 up");
+    stage.ip("route add default dev eth1 metric 500");
+    let insist = ["--offer-lifeline", UPLINK];
+    let (state, reason) = verdict(&stage, UPLINK, &insist);
+    assert_eq!(state, "lifeline-offered");
+    assert!(
+        reason.contains("eth0 carries the IPv4 default route") && reason.contains("--offer-lifeline"),
+        "{reason}"
+    );
+    assert_eq!(verdict(&stage, FIRST, &insist).0, "skipped");
+    let (state, reason) = verdict(&stage, UPLINK, &[&insist[..], &["--driver", "e1000"]].concat());
+    assert_eq!(state, "skipped");
+    assert!(reason.contains("driver virtio_net"), "{reason}");
+    let table = String::from_utf8(stage.discover(&insist).stdout).unwrap();
+    assert!(table.lines().any(|line| line.contains(UPLINK) && line.contains("LIFELINE OFFERED")), "{table}");
+}
