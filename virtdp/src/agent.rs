@@ -12,6 +12,7 @@ use tracing::{error, info};
 use crate::advertise::{self, Desk};
 use crate::cli::Settings;
 use crate::discover::{self, Sight};
+use crate::observe::{self, Metrics, View};
 
 /// How long the tasks may take to end. Whoever sent SIGTERM waits.
 const END_WITHIN: Duration = Duration::from_millis(800);
@@ -67,9 +68,12 @@ fn start(settings: &Settings, stop: &CancellationToken) -> JoinSet<()> {
     let (sight, sight_out) = watch::channel(Sight::Unknown);
     let (list, list_out) = watch::channel(None);
     let (desk, requests) = Desk::new();
+    let metrics = Metrics::default();
+    let view = View::new(metrics.clone(), sight_out.clone(), list_out.clone(), desk.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(discover::follow(settings.clone(), sight, stop.clone()));
+    tasks.spawn(discover::follow(settings.clone(), sight, metrics, stop.clone()));
     tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, list, stop.clone()));
-    tasks.spawn(advertise::register(settings.clone(), list_out, desk, stop.clone()));
+    tasks.spawn(advertise::register(settings.clone(), list_out, desk, view.clone(), stop.clone()));
+    tasks.spawn(observe::serve(settings.listen.clone(), view, stop.clone()));
     tasks
 }

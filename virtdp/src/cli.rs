@@ -11,6 +11,7 @@ use nic::{DeviceId, Pool, ResourceName};
 
 use crate::install;
 use crate::log::{Logging, Style};
+use crate::observe::Listen;
 
 /// What the agent works on.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) node_addresses: Vec<IpAddr>,
     /// NICs that are offered even if they carry the node.
     pub(crate) offer_lifeline: BTreeSet<DeviceId>,
+    /// Where metrics and health are served.
+    pub(crate) listen: Option<Listen>,
 }
 
 /// Finds the virtual NICs of this node and offers them to the kubelet as an extended resource.
@@ -57,8 +60,12 @@ pub(crate) enum Command {
     Install(install::Options),
     /// Take away what `install` put there, and put back what was there before.
     Uninstall(install::Removal),
-    /// Succeed if an agent answers at its socket: for a pod's probes.
-    Probe,
+    /// Succeed if an agent answers at its socket and is well: for a pod's probes.
+    Probe {
+        /// Succeed only if pods can be given NICs: registered with the kubelet, the node readable
+        #[arg(long)]
+        ready: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -87,11 +94,17 @@ struct NodeArguments {
     /// The mounted sysfs
     #[arg(long, global = true, value_name = "DIR", default_value = "/sys")]
     sysfs: PathBuf,
+    /// Serve /metrics, /healthz and /readyz at IP:PORT or unix:PATH; nowhere without it
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    listen: Option<Listen>,
 }
 
 #[derive(Debug, Args)]
 struct LogArguments {
-    /// Log in klog's form
+    /// What the log looks like: lines for people, klog's form, or one JSON object for each line
+    #[arg(long, global = true, value_enum, value_name = "FORM")]
+    log_format: Option<Style>,
+    /// The same as --log-format=klog
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", action = clap::ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
     logtostderr: bool,
@@ -118,12 +131,13 @@ impl Arguments {
             sysfs: node.sysfs.clone(),
             node_addresses: node.node_addresses.clone(),
             offer_lifeline: node.offer_lifeline.iter().cloned().collect(),
+            listen: node.listen.clone(),
         }
     }
 
     pub(crate) fn logging(&self) -> Logging {
-        let style =
-            if self.log.logtostderr || self.log.alsologtostderr { Style::Klog } else { Style::Readable };
+        let of_2018 = self.log.logtostderr || self.log.alsologtostderr;
+        let style = self.log.log_format.unwrap_or(if of_2018 { Style::Klog } else { Style::Readable });
         // From 4 on is what klog's users call debugging.
         Logging { style, debug: self.log.verbosity >= 4 }
     }

@@ -1,4 +1,6 @@
-//! Log lines: readable ones by default, klog's under `--logtostderr`.
+//! Log lines: readable ones by default, klog's under `--logtostderr`, JSON under `--log-format=json`.
+//!
+//! A JSON line is an object with `timestamp` (RFC 3339, UTC), `level`, `message`, and the fields of the event beside them.
 //!
 //! A klog line is `I1124 15:04:05.123456   PID file.rs:12] message key="value"`, in UTC: the standard library knows no time zones,
 //! and a container rarely does.
@@ -7,11 +9,13 @@ use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::ValueEnum;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{self as lines, FmtContext};
+use tracing_subscriber::fmt::{self as lines, FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -25,12 +29,14 @@ pub(crate) struct Logging {
 }
 
 /// The form of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Style {
     /// For people.
     Readable,
     /// For those who have tools for klog.
     Klog,
+    /// For programs.
+    Json,
 }
 
 /// Starts logging to standard error.
@@ -41,6 +47,7 @@ pub(crate) fn start(logging: Logging) {
     // Somebody else may listen already; then their form is the form.
     let _ = match logging.style {
         Style::Klog => registry.with(lines::layer().event_format(Klog).with_writer(io::stderr)).try_init(),
+        Style::Json => registry.with(json(io::stderr)).try_init(),
         Style::Readable => {
             let colour =
                 io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
@@ -48,6 +55,15 @@ pub(crate) fn start(logging: Logging) {
             registry.with(layer).try_init()
         }
     };
+}
+
+/// One object for each event.
+fn json<S, W>(writer: W) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    lines::layer().json().flatten_event(true).with_target(false).with_current_span(false).with_writer(writer)
 }
 
 struct Klog;
@@ -157,6 +173,29 @@ mod tests {
         assert_eq!(words[1].len(), "15:04:05.123456".len());
         assert_eq!(words[2], std::process::id().to_string());
         assert!(words[3].starts_with("log.rs:"), "{head}");
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_with_time_level_message_and_fields() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let layer = json(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!(device = %"0000:00:0a.0", count = 2, "no \"way\"\nout");
+            tracing::info!("DeviceID in Allocate: {}", "0000:00:0a.0");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        let keys: Vec<&str> = lines[0].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["count", "device", "level", "message", "timestamp"]);
+        assert_eq!(lines[0]["level"], "WARN");
+        assert_eq!(lines[0]["message"], "no \"way\"\nout");
+        assert_eq!((&lines[0]["device"], &lines[0]["count"]), (&"0000:00:0a.0".into(), &2.into()));
+        let time = lines[0]["timestamp"].as_str().unwrap();
+        assert!(time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
+        assert_eq!(lines[1]["message"], "DeviceID in Allocate: 0000:00:0a.0");
     }
 
     #[test]

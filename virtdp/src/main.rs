@@ -1,8 +1,8 @@
 //! The node agent: discovers virtual NICs, advertises them to the kubelet, answers its allocations.
 //!
 //! The folders are in the order of the flow: [`discover`] reads what the node has, [`advertise`] tells the kubelet, [`allocate`]
-//! answers what it asks. One task owns what was discovered, one owns what is offered, one the registration; each hands its
-//! state on through a `watch` channel.
+//! answers what it asks; [`observe`] shows all of it to whoever looks. One task owns what was discovered, one owns what is
+//! offered, one the registration; each hands its state on through a `watch` channel.
 
 mod advertise;
 mod agent;
@@ -11,6 +11,7 @@ mod cli;
 mod discover;
 mod install;
 mod log;
+mod observe;
 mod probe;
 mod readable;
 
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         Some(cli::Command::Discover { json }) => discover::print::run(&settings, json),
         Some(cli::Command::Install(options)) => install::install(&options, settings.kubelet.root()),
         Some(cli::Command::Uninstall(removal)) => install::uninstall(&removal, &settings.state),
-        Some(cli::Command::Probe) => probe::run(&settings),
+        Some(cli::Command::Probe { ready }) => probe::run(&settings, ready),
         None => {
             log::start(arguments.logging());
             agent::main(settings)

@@ -162,6 +162,7 @@ mod tests {
             sysfs: root.path().to_owned(),
             node_addresses: Vec::new(),
             offer_lifeline: std::collections::BTreeSet::new(),
+            listen: None,
         };
         let (sight, sight_out) = watch::channel(Sight::Unknown);
         let (list, list_out) = watch::channel(None);

@@ -20,16 +20,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::desk::List;
 use self::folder::{Folder, Identity};
 use self::patience::{Backoff, Complaint};
 use self::service::Service;
-use self::session::{Ended, Session};
+use self::session::Session;
 use crate::cli::Settings;
+use crate::observe::View;
 
-pub(crate) use self::desk::{Desk, run as offer};
+pub(crate) use self::desk::{Desk, List, run as offer};
 pub(crate) use self::folder::PREFIX as SOCKET_PREFIX;
-pub(crate) use self::offers::Offer;
+pub(crate) use self::offers::{Offer, Refusal};
+pub(crate) use self::session::Ended;
 
 /// How long the kubelet may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -59,6 +60,26 @@ pub(crate) enum Trouble {
     NoStream(Duration),
 }
 
+impl Trouble {
+    /// All that [`Trouble::class`] may be.
+    pub(crate) const CLASSES: [&str; 8] =
+        ["no_folder", "not_a_folder", "no_socket", "connect", "bind", "refused", "silent", "no_stream"];
+
+    /// The reason in one word, for metrics.
+    pub(crate) fn class(&self) -> &'static str {
+        match self {
+            Trouble::NoFolder(_) => "no_folder",
+            Trouble::NotFolder(_) => "not_a_folder",
+            Trouble::NoSocket(_) => "no_socket",
+            Trouble::Connect(_) => "connect",
+            Trouble::Bind(_) => "bind",
+            Trouble::Refused(_) => "refused",
+            Trouble::Silent(_) => "silent",
+            Trouble::NoStream(_) => "no_stream",
+        }
+    }
+}
+
 /// An error with all its causes, on one line.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -80,8 +101,11 @@ pub(crate) async fn register(
     settings: Settings,
     mut list: watch::Receiver<List>,
     desk: Desk,
+    view: View,
     stop: CancellationToken,
 ) {
+    let metrics = view.metrics().clone();
+    metrics.begins(&settings.pool.resource);
     // Without one clear look at the node there is nothing to say, and too short a list would cost running pods their NICs.
     tokio::select! {
         known = list.wait_for(Option::is_some) => if known.is_err() { return },
@@ -96,12 +120,13 @@ pub(crate) async fn register(
     loop {
         number = number.saturating_add(1);
         folder.remove_stale_sockets().await;
-        let service = Service::new(&settings, list.clone(), desk.clone(), started);
+        let service = Service::new(&settings, list.clone(), desk.clone(), view.clone(), started);
         let before = Identity::of(&kubelet_socket);
         let since = Instant::now();
         match registration(&settings, service, &mut folder, &mut complaint, number, &stop).await {
             Ok(Ended::Stopped) => return,
             Ok(why) => {
+                metrics.ended(&settings.pool.resource, why);
                 info!(reason = %why, "the registration with the kubelet has ended, registering anew");
                 if since.elapsed() >= GOOD_AFTER {
                     backoff.reset();
@@ -109,6 +134,7 @@ pub(crate) async fn register(
                 }
             }
             Err(trouble) => {
+                metrics.trouble(&settings.pool.resource, &trouble);
                 let text = trouble.to_string();
                 if complaint.is_due(&text, Instant::now()) {
                     warn!("{text}");
@@ -141,6 +167,7 @@ async fn registration(
         connected = connect(&kubelet_socket, LOCALHOST, CONNECT_WITHIN) => connected.map_err(Trouble::Connect)?,
         () = stop.cancelled() => return Ok(Ended::Stopped),
     };
+    let metrics = service.view.metrics().clone();
     let mut session = Session::open(folder.path(), service, number).map_err(Trouble::Bind)?;
     folder.note_rivals(session.path()).await;
     let outcome = tokio::select! {
@@ -151,6 +178,7 @@ async fn registration(
         Ok(()) if stop.is_cancelled() => Ok(Ended::Stopped),
         Ok(()) => {
             complaint.forget();
+            metrics.registered(&settings.pool.resource);
             tokio::select! {
                 ended = session.lasts(folder, &kubelet_socket, kubelet) => Ok(ended),
                 () = stop.cancelled() => Ok(Ended::Stopped),

@@ -41,6 +41,19 @@ pub(crate) enum Refusal {
     Ill(DeviceId, String),
 }
 
+impl Refusal {
+    /// All that [`Refusal::class`] may be.
+    pub(crate) const CLASSES: [&str; 2] = ["unknown", "unhealthy"];
+
+    /// The reason in one word, for metrics.
+    pub(crate) fn class(&self) -> &'static str {
+        match self {
+            Refusal::Unknown(..) => "unknown",
+            Refusal::Ill(..) => "unhealthy",
+        }
+    }
+}
+
 /// All that is offered.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Offers {

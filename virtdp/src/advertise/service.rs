@@ -24,6 +24,7 @@ use super::offers::{Offer, Refusal};
 use super::session::options;
 use crate::allocate::{self, DeviceInfo};
 use crate::cli::Settings;
+use crate::observe::{Metrics, View};
 
 /// How many ListAndWatch streams there were, and are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +40,7 @@ pub(crate) struct Service {
     list: watch::Receiver<List>,
     desk: Desk,
     device_info: DeviceInfo,
+    pub(super) view: View,
     streams: watch::Sender<Streams>,
     /// It was said that the kubelet accepted us.
     accepted: Arc<AtomicBool>,
@@ -50,6 +52,7 @@ impl Service {
         settings: &Settings,
         list: watch::Receiver<List>,
         desk: Desk,
+        view: View,
         started: Instant,
     ) -> Self {
         Service {
@@ -57,6 +60,7 @@ impl Service {
             list,
             desk,
             device_info: DeviceInfo::new(settings),
+            view,
             streams: watch::Sender::default(),
             accepted: Arc::default(),
             started,
@@ -90,7 +94,7 @@ impl DevicePlugin for Service {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Lists>, Status> {
         self.accepted();
-        Ok(Response::new(Lists::new(self.list.clone(), self.streams.clone())))
+        Ok(Response::new(Lists::new(self)))
     }
 
     async fn get_preferred_allocation(
@@ -111,6 +115,7 @@ impl DevicePlugin for Service {
         for container in request.into_inner().container_requests {
             let answer = self.desk.allocate(container.device_ids).await;
             let answer = answer.map_err(|_| Status::unavailable("the agent stops"))?;
+            self.view.metrics().allocated(&self.resource, &answer);
             containers.push(answer.map_err(|refusal| {
                 warn!(reason = %refusal, "Allocate refused");
                 status(&refusal)
@@ -143,16 +148,25 @@ fn status(refusal: &Refusal) -> Status {
 pub(crate) struct Lists {
     list: WatchStream<List>,
     sent: Option<Vec<Device>>,
+    resource: ResourceName,
+    metrics: Metrics,
     streams: watch::Sender<Streams>,
 }
 
 impl Lists {
-    fn new(list: watch::Receiver<List>, streams: watch::Sender<Streams>) -> Self {
+    fn new(service: &Service) -> Self {
+        let streams = service.streams.clone();
         streams.send_modify(|streams| {
             streams.opened = streams.opened.saturating_add(1);
             streams.open = streams.open.saturating_add(1);
         });
-        Lists { list: WatchStream::new(list), sent: None, streams }
+        Lists {
+            list: WatchStream::new(service.list.clone()),
+            sent: None,
+            resource: service.resource.clone(),
+            metrics: service.view.metrics().clone(),
+            streams,
+        }
     }
 }
 
@@ -177,6 +191,7 @@ impl Stream for Lists {
             // The kubelet writes its checkpoint for each message.
             if self.sent.as_ref() != Some(&devices) {
                 info!("ListAndWatch: send {}", describe(&offers));
+                self.metrics.list_sent(&self.resource);
                 self.sent = Some(devices.clone());
                 return Poll::Ready(Some(Ok(ListAndWatchResponse { devices })));
             }

@@ -43,6 +43,24 @@ pub(crate) enum Ended {
     ServerFailed,
 }
 
+impl Ended {
+    /// All that [`Ended::class`] may be.
+    pub(crate) const CLASSES: [&str; 5] =
+        ["stream_lost", "socket_removed", "new_kubelet", "rival_gone", "server_failed"];
+
+    /// The reason in one word, for metrics.
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Ended::Stopped => "stopped",
+            Ended::StreamLost => "stream_lost",
+            Ended::SocketRemoved => "socket_removed",
+            Ended::NewKubelet => "new_kubelet",
+            Ended::RivalGone => "rival_gone",
+            Ended::ServerFailed => "server_failed",
+        }
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -77,7 +95,7 @@ impl Session {
         let listener = bind(&path)?;
         let identity = Identity::of(&path);
         let stop = CancellationToken::new();
-        let routes = Routes::new(DevicePluginServer::new(service.clone()));
+        let routes = service.view.beside(Routes::new(DevicePluginServer::new(service.clone())));
         let server = tokio::spawn(serve(listener, routes, stop.clone().cancelled_owned()));
         let streams = service.streams();
         Ok(Session { path, identity, service, streams, stop, server })

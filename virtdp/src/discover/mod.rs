@@ -24,6 +24,7 @@ use self::report::Report;
 pub(crate) use self::survey::Lease;
 pub(crate) use self::survey::{Seen, Survey};
 use crate::cli::Settings;
+use crate::observe::Metrics;
 
 /// What is known of the node.
 #[derive(Clone, Debug)]
@@ -37,7 +38,7 @@ pub(crate) enum Sight {
 }
 
 /// Without any event, look again after this time: no source of events is perfect.
-const RESYNC: Duration = Duration::from_secs(30);
+pub(crate) const RESYNC: Duration = Duration::from_secs(30);
 /// After a failed reading look again soon, then less often.
 const RETRY: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
@@ -45,7 +46,12 @@ const RETRY: [Duration; 4] =
 const BLIND_AFTER: usize = 2;
 
 /// Follows the node until `stop`. The one owner of what was discovered.
-pub(crate) async fn follow(settings: Settings, sight: watch::Sender<Sight>, stop: CancellationToken) {
+pub(crate) async fn follow(
+    settings: Settings,
+    sight: watch::Sender<Sight>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
     // Listening begins before the first look, so that no change falls in between.
     let mut changes = Changes::new();
     let mut reader = Reader::new(&settings);
@@ -73,6 +79,7 @@ pub(crate) async fn follow(settings: Settings, sight: watch::Sender<Sight>, stop
                 Err(anyhow::Error::new(panicked).context("reading the node ended early"))
             }
         };
+        metrics.looked(started.elapsed(), &survey);
         let again_after = match survey {
             Ok(survey) => {
                 failures = 0;

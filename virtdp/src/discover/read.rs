@@ -11,7 +11,7 @@ use nic::lifeline::TornFacts;
 use nic::{DeviceId, NodeFacts, Pool};
 use tracing::warn;
 
-use super::survey::{Lease, Survey};
+use super::survey::{Lease, Survey, Tally};
 use crate::cli::Settings;
 
 /// How often the node is read again when it changed while we read it. It settles within milliseconds, unless sysfs and netlink
@@ -31,6 +31,7 @@ pub(crate) struct Reader {
     complaints: BTreeSet<String>,
     /// What it said when it could be read last.
     leases: BTreeMap<DeviceId, Lease>,
+    tally: Tally,
 }
 
 impl Reader {
@@ -43,6 +44,7 @@ impl Reader {
             routes: None,
             complaints: BTreeSet::new(),
             leases: BTreeMap::new(),
+            tally: Tally::default(),
         }
     }
 
@@ -84,7 +86,7 @@ impl Reader {
         let leased = self.leases.keys().cloned().collect();
         Ok(NodeFacts::new(found.nics, &interfaces, links, lifeline, leased)
             .map(|facts| facts.insisting_on(self.insisted.clone()))
-            .map(|facts| Survey::of(&facts, found.unreadable, self.leases.clone(), pool))
+            .map(|facts| Survey::of(&facts, found.unreadable, self.leases.clone(), self.tally, pool))
             .map_err(anyhow::Error::from))
     }
 
@@ -101,10 +103,12 @@ impl Reader {
         let listing = match self.ledger.list() {
             Ok(listing) => listing,
             Err(error) => {
+                self.tally.listed = false;
                 self.complain(BTreeSet::from([format!("{:#}", anyhow::Error::from(error))]));
                 return;
             }
         };
+        self.tally = Tally::of(&listing);
         let mut leases = BTreeMap::new();
         let mut complaints = BTreeSet::new();
         for lease in listing.leases {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ledger::{Listing, Stage};
 use linux::Unreadable;
 use nic::{DeviceId, IfName, Link, MacAddr, Nic, NodeFacts, Pool, Standing};
 
@@ -18,6 +19,38 @@ pub(crate) struct Survey {
     pub(crate) leases: BTreeMap<DeviceId, Lease>,
     /// Which NICs an operator offers even if they carry the node.
     pub(crate) insisted: BTreeSet<DeviceId>,
+    /// What is in the ledger, counted.
+    pub(crate) ledger: Tally,
+}
+
+/// How many leases there are, by stage, and how many files that are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// The folder could be listed: the counts are of now.
+    pub(crate) listed: bool,
+    pub(crate) prepared: u64,
+    pub(crate) plumbed: u64,
+    pub(crate) returning: u64,
+    pub(crate) displaced: u64,
+    pub(crate) unusable: u64,
+}
+
+impl Tally {
+    /// Counts a listing.
+    pub(crate) fn of(listing: &Listing) -> Tally {
+        let mut tally = Tally { listed: true, ..Tally::default() };
+        for lease in &listing.leases {
+            let count = match lease.stage {
+                Stage::Prepared => &mut tally.prepared,
+                Stage::Plumbed { .. } => &mut tally.plumbed,
+                Stage::Returning { .. } => &mut tally.returning,
+                Stage::Displaced { .. } => &mut tally.displaced,
+            };
+            *count += 1;
+        }
+        tally.unusable = u64::try_from(listing.unusable.len()).unwrap_or(u64::MAX);
+        tally
+    }
 }
 
 /// A NIC, and the verdict on it.
@@ -53,6 +86,7 @@ impl Survey {
         facts: &NodeFacts,
         unreadable: Vec<Unreadable>,
         leases: BTreeMap<DeviceId, Lease>,
+        ledger: Tally,
         pool: &Pool,
     ) -> Survey {
         let seen = |nic: &Nic| Seen {
@@ -71,6 +105,7 @@ impl Survey {
             unreadable,
             leases,
             insisted: facts.insisted().clone(),
+            ledger,
         }
     }
 }

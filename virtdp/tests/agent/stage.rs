@@ -84,7 +84,7 @@ impl Stage {
         self.ip("link set lo mtu 65536");
     }
 
-    fn index(&self, name: &str) -> u32 {
+    pub(crate) fn index(&self, name: &str) -> u32 {
         self.netns.route_socket().unwrap().link_by_name(name).unwrap().unwrap().index
     }
 
