@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::init::{Role, Shape, arguments};
@@ -78,27 +78,34 @@ async fn ready(child: &mut Child) -> io::Result<(Handle, Vec<String>)> {
     let (Some(stdout), Some(mut stderr)) = (child.stdout.as_mut(), child.stderr.take()) else {
         return Err(io::Error::other("it has no pipes"));
     };
-    let mut lines = BufReader::new(stdout).lines();
-    let mut first = None;
-    let mut notes = Vec::new();
-    while let Some(line) = lines.next_line().await? {
-        match line.split_once(' ') {
-            Some(("pid", pid)) => {
-                first = Some(Handle::open(
-                    pid.parse().map_err(|_| io::Error::other(format!("it says {line:?}")))?,
-                )?);
-            }
-            Some(("note", note)) => notes.push(note.to_owned()),
-            _ if line == "ready" => {
-                let first = first.ok_or_else(|| io::Error::other("it does not say its number"))?;
-                return Ok((first, notes));
-            }
-            _ => return Err(io::Error::other(format!("it says {line:?}"))),
+    match report(BufReader::new(stdout)).await? {
+        Some((pid, notes)) => Ok((Handle::open(pid)?, notes)),
+        None => {
+            let mut said = String::new();
+            stderr.read_to_string(&mut said).await?;
+            Err(io::Error::other(said.trim().to_owned()))
         }
     }
-    let mut said = String::new();
-    stderr.read_to_string(&mut said).await?;
-    Err(io::Error::other(said.trim().to_owned()))
+}
+
+/// What `Sandbox` and `First` report, in whatever order: they write to one pipe, and the younger may be the faster. `None` if they end
+/// before all is said.
+async fn report(stdout: impl AsyncBufRead + Unpin) -> io::Result<Option<(u32, Vec<String>)>> {
+    let mut lines = stdout.lines();
+    let (mut number, mut is_ready, mut notes) = (None, false, Vec::new());
+    while let Some(line) = lines.next_line().await? {
+        let strange = || io::Error::other(format!("it says {line:?}"));
+        match line.split_once(' ') {
+            Some(("pid", pid)) => number = Some(pid.parse().map_err(|_| strange())?),
+            Some(("note", note)) => notes.push(note.to_owned()),
+            _ if line == "ready" => is_ready = true,
+            _ => return Err(strange()),
+        }
+        if let (Some(number), true) = (number, is_ready) {
+            return Ok(Some((number, notes)));
+        }
+    }
+    Ok(None)
 }
 
 /// Where a command's output goes.
@@ -127,4 +134,25 @@ pub(super) fn enter(program: &Path, role: &Role, output: Output) -> io::Result<C
         }
     }
     command.spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_report_is_whole_in_whatever_order_its_lines_come() {
+        let whole = Some((7, vec!["no /sys".to_owned()]));
+        for said in
+            ["pid 7\nnote no /sys\nready\n", "note no /sys\nready\npid 7\n", "note no /sys\npid 7\nready\n"]
+        {
+            assert_eq!(report(said.as_bytes()).await.unwrap(), whole, "{said}");
+        }
+        for half in ["", "pid 7\nnote x\n", "ready\n"] {
+            assert_eq!(report(half.as_bytes()).await.unwrap(), None, "{half}");
+        }
+        for strange in ["pid x\n", "hello\n"] {
+            assert!(report(strange.as_bytes()).await.is_err(), "{strange}");
+        }
+    }
 }
