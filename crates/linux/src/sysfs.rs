@@ -9,12 +9,15 @@
 //! found. Source: Documentation/filesystems/sysfs.rst, Documentation/ABI/testing/sysfs-bus-pci.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use nic::{DeviceId, HardwareId, IfName, Interface, Nic, PciAddress};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::Error;
 
@@ -105,7 +108,7 @@ impl Sysfs {
             }
             match interface(&path, &name) {
                 Ok(interface) => interfaces.push(interface),
-                Err(source) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(source) if vanished(&source) => {}
                 Err(source) => return Err(Error::File { step: "read interface", path, source }),
             }
         }
@@ -258,7 +261,7 @@ impl Device {
         for name in names {
             match interface(&folder.join(&name), &name) {
                 Ok(interface) => interfaces.push(Interface { hardware: true, ..interface }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if vanished(&error) => {}
                 Err(error) => return Err(format!("its interface cannot be read: {error}")),
             }
         }
@@ -275,6 +278,11 @@ fn interface(path: &Path, name: &str) -> io::Result<Interface> {
         name: IfName::from_str(name).map_err(|error| invalid(error.to_string()))?,
         hardware: path.join("device").symlink_metadata().is_ok(),
     })
+}
+
+/// Whether what was read is gone: before it was opened, or, as sysfs says of a device that is taken away, after that.
+fn vanished(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
 fn hardware(path: &Path) -> Option<HardwareId> {
@@ -296,7 +304,10 @@ fn hex(path: &Path) -> Result<u32, String> {
 /// The content of a small file, without the newline.
 fn attribute(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(ATTRIBUTE_LIMIT).read_to_string(&mut text)?;
+    // What is no file of sysfs, a FIFO for one, must not keep us waiting.
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    file.take(ATTRIBUTE_LIMIT).read_to_string(&mut text)?;
     text.truncate(text.trim_end().len());
     Ok(text)
 }

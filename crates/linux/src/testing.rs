@@ -1,9 +1,29 @@
-//! A folder that looks like sysfs, for tests: only what is put into it is there, down to the form of its links.
+//! For tests: a folder that looks like sysfs, where only what is put into it is there, down to the form of its links; and a flood of
+//! messages, as when the kernel has more to say than anybody reads.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+
+use netlink_sys::protocols::NETLINK_KOBJECT_UEVENT;
+use netlink_sys::{Socket, SocketAddr};
+
+/// Sends more messages to the group of the kernel's uevents, in the caller's network namespace, than any socket there holds.
+///
+/// # Panics
+/// Where the caller lacks CAP_NET_ADMIN there.
+pub fn flood() {
+    // Each takes 2 KiB of a listener's buffer, which has 2 MiB where the system allows what we ask for.
+    const MESSAGES: usize = 8_000;
+    let mut sender = Socket::new(NETLINK_KOBJECT_UEVENT).unwrap();
+    sender.bind_auto().unwrap();
+    let everybody = SocketAddr::new(0, 1);
+    for _ in 0..MESSAGES {
+        // A listener that loses it is what this is for.
+        let _ = sender.send_to(&[b'x'; 1024], &everybody, 0);
+    }
+}
 
 /// A sysfs of one's own. It ends with the value.
 #[derive(Debug)]

@@ -135,6 +135,21 @@ mod tests {
         while socket.receive().unwrap() != Received::Nothing {}
     }
 
+    #[test]
+    fn messages_that_the_kernel_had_to_drop_are_not_passed_over_in_silence() {
+        let netns = crate::Netns::create().unwrap();
+        let heard = netns.run(|| {
+            let socket = Socket::open().unwrap();
+            crate::testing::flood();
+            std::iter::from_fn(|| Some(socket.receive().unwrap()).filter(|heard| *heard != Received::Nothing))
+                .collect::<Vec<_>>()
+        });
+        let heard = heard.unwrap();
+        assert!(heard.contains(&Received::Lost));
+        // What a process sends is no word of the kernel, and the socket goes on.
+        assert!(heard.iter().all(|heard| matches!(heard, Received::Lost | Received::Foreign)));
+    }
+
     proptest! {
         #[test]
         fn no_message_makes_the_parser_panic(message in prop::collection::vec(any::<u8>(), 0..300)) {

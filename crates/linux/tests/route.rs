@@ -437,3 +437,20 @@ fn neighbours_learn_a_new_owner_of_an_address() {
     }
     let _ = two.link("vb");
 }
+
+#[test]
+fn events_that_the_kernel_had_to_drop_are_told() {
+    let mut space = Space::new();
+    let mut monitor = space.netns.run(|| Monitor::open(Groups::LINKS)).unwrap().unwrap();
+    let index = space.link("lo").index;
+    // Each is more than a kilobyte; a socket's buffer has some hundred.
+    for mtu in 2000..4000 {
+        space.socket.change_link(index, &LinkChange { mtu: Some(mtu), ..LinkChange::default() }).unwrap();
+    }
+    let heard: Vec<Event> = std::iter::from_fn(|| monitor.next_now().unwrap()).collect();
+    assert!(heard.contains(&Event::Missed));
+    // And it goes on.
+    space.socket.change_link(index, &LinkChange { mtu: Some(1999), ..LinkChange::default() }).unwrap();
+    let next = monitor.wait(Instant::now() + Duration::from_secs(30)).unwrap();
+    assert!(matches!(&next, Some(Event::Link(link)) if link.mtu == 1999), "{next:?}");
+}

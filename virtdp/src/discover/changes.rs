@@ -16,8 +16,9 @@ use crate::readable::readable;
 
 /// Changes come in bursts. A burst is over when it was quiet for this long,
 const QUIET: Duration = Duration::from_millis(50);
-/// and is looked at after this time at the latest.
-const AT_LATEST: Duration = Duration::from_millis(500);
+/// and is looked at after this time at the latest, over or not: the kubelet is to hear of a change within 500 ms, and to look takes
+/// its time, too.
+const AT_LATEST: Duration = Duration::from_millis(200);
 /// How long a broken source is left alone.
 const REOPEN_AFTER: Duration = Duration::from_secs(5);
 
@@ -41,10 +42,9 @@ impl Changes {
         if timeout_at(Instant::now() + longest, self.next()).await.is_err() {
             return;
         }
-        let at_latest = Instant::now() + AT_LATEST;
-        while Instant::now() < at_latest {
-            let quiet = at_latest.min(Instant::now() + QUIET);
-            if timeout_at(quiet, self.next()).await.is_err() {
+        let begun = Instant::now();
+        while let Some(over) = over_at(begun, Instant::now()) {
+            if timeout_at(over, self.next()).await.is_err() {
                 return;
             }
         }
@@ -56,6 +56,12 @@ impl Changes {
             () = self.routes.next() => {}
         }
     }
+}
+
+/// When a burst of changes that has begun then is over, if nothing more comes. `None`: it has lasted long enough.
+fn over_at(begun: Instant, now: Instant) -> Option<Instant> {
+    let at_latest = begun + AT_LATEST;
+    (now < at_latest).then(|| at_latest.min(now + QUIET))
 }
 
 /// A socket that is read when it is readable, and opened again when it broke.
@@ -151,6 +157,34 @@ mod tests {
     use super::*;
     use linux::Netns;
     use linux::route::LinkChange;
+
+    #[test]
+    fn a_stream_of_changes_that_never_ends_is_looked_at_all_the_same() {
+        let begun = Instant::now();
+        let mut now = begun;
+        let mut changes = 0;
+        // Each comes just before it would have been quiet for long enough.
+        while let Some(over) = over_at(begun, now) {
+            assert!(over <= begun + AT_LATEST && over <= now + QUIET);
+            now += QUIET - Duration::from_millis(1);
+            changes += 1;
+        }
+        assert!(changes > 3 && now < begun + AT_LATEST + QUIET);
+    }
+
+    #[test]
+    fn uevents_that_were_lost_are_a_change() {
+        let netns = Netns::create().unwrap();
+        netns
+            .run(|| {
+                let mut socket = uevent::Socket::open().unwrap();
+                linux::testing::flood();
+                // None of what was sent is a uevent of the kernel; that some of it was lost is what counts.
+                assert!(devices_changed(&mut socket).unwrap());
+                assert!(!devices_changed(&mut socket).unwrap());
+            })
+            .unwrap();
+    }
 
     #[test]
     fn a_changed_link_is_heard_and_silence_is_not() {

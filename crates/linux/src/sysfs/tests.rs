@@ -167,6 +167,104 @@ fn what_is_no_sysfs_is_an_error_and_a_bus_may_be_missing() {
     assert_eq!(Sysfs::at(folder.path()).nics().unwrap(), Found::default());
 }
 
+#[test]
+fn attributes_that_are_no_text_no_file_or_have_no_end_cost_one_device() {
+    let tree = Tree::new();
+    tree.virtio_nic("pci0000:00/0000:00:09.0", "virtio1");
+    let bad = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+    tree.interface(Some(&bad), "eth1", 3);
+    let ifindex = tree.folder(&bad).join("net/eth1/ifindex");
+    let put: [(&str, &dyn Fn()); 7] = [
+        ("binary", &|| std::fs::write(&ifindex, [0xff, 0xfe, 0, 0x80]).unwrap()),
+        ("long", &|| std::fs::write(&ifindex, "7".repeat(1 << 20)).unwrap()),
+        ("long and cut within a character", &|| std::fs::write(&ifindex, "\u{20ac}".repeat(5000)).unwrap()),
+        ("endless", &|| std::os::unix::fs::symlink("/dev/zero", &ifindex).unwrap()),
+        ("a loop", &|| std::os::unix::fs::symlink("ifindex", &ifindex).unwrap()),
+        ("a folder", &|| std::fs::create_dir(&ifindex).unwrap()),
+        // Nobody writes to it, so who waits for a writer waits for ever.
+        ("a FIFO", &|| rustix::fs::mkfifoat(rustix::fs::CWD, &ifindex, 0o600.into()).unwrap()),
+    ];
+    for (what, put) in put {
+        std::fs::remove_file(&ifindex).unwrap();
+        put();
+        let found = found(&tree);
+        assert_eq!((found.nics.len(), found.unreadable.len()), (1, 1), "{what}");
+        let Unreadable { device, why } = &found.unreadable[0];
+        assert_eq!(device, "virtio2", "{what}");
+        assert!(why.len() < 300 && !why.contains('\0'), "{what}: {why:?}");
+        if ifindex.is_dir() {
+            std::fs::remove_dir(&ifindex).unwrap();
+            std::fs::write(&ifindex, "3").unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_describes_a_nic_and_cannot_be_read_is_left_out() {
+    let tree = Tree::new();
+    let position = "pci0000:00/0000:00:0a.0";
+    let virtio = tree.virtio_nic(position, "virtio2");
+    for attribute in ["vendor", "device", "numa_node"] {
+        std::fs::write(tree.folder(position).join(attribute), [0xff; 9000]).unwrap();
+    }
+    // The driver tells that it is a NIC, where the device's own kind cannot be read.
+    std::fs::write(tree.folder(&virtio).join("device"), [0; 5000]).unwrap();
+    let found = found(&tree);
+    assert_eq!(found.unreadable, []);
+    assert_eq!((found.nics[0].hardware, found.nics[0].numa_node), (None, None));
+}
+
+#[test]
+fn names_that_are_no_text_and_links_that_lead_nowhere_are_in_nobodys_way() {
+    use std::os::unix::ffi::OsStrExt;
+    let tree = Tree::new();
+    tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+    let bus = tree.path().join("bus/virtio/devices");
+    for (name, target) in [
+        (&b"virtio\xff\xfe"[..], "../../../devices/pci0000:00/0000:00:0a.0/virtio2"),
+        (b"gone", "../../../devices/pci0000:00/0000:00:0b.0/virtio3"),
+        (b"loop", "loop"),
+        (b"out", "/etc"),
+        (b"up", "../../../../../../.."),
+    ] {
+        std::os::unix::fs::symlink(target, bus.join(std::ffi::OsStr::from_bytes(name))).unwrap();
+    }
+    std::fs::write(bus.join("file"), "").unwrap();
+    assert_eq!(shown(&tree), ["0000:00:0a.0 virtio2 virtio_net []"]);
+    assert_eq!(found(&tree).unreadable, []);
+}
+
+#[test]
+fn a_device_that_is_taken_away_while_it_is_read_is_gone_and_no_fault() {
+    for (errno, gone) in
+        [(Errno::NODEV, true), (Errno::NOENT, true), (Errno::IO, false), (Errno::ACCESS, false)]
+    {
+        assert_eq!(vanished(&errno.into()), gone, "{errno}");
+    }
+}
+
+#[test]
+fn nics_that_come_and_go_while_we_read_cost_no_other() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let tree = Tree::new();
+    tree.virtio_nic("pci0000:00/0000:00:09.0", "virtio1");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..200 {
+                let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+                tree.interface(Some(&virtio), "eth1", 3 + round);
+                tree.unplug("pci0000:00/0000:00:0a.0");
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        while !over.load(Ordering::Relaxed) {
+            let found = found(&tree);
+            assert!(found.nics.iter().any(|nic| nic.id.as_str() == "0000:00:09.0"), "{found:?}");
+        }
+    });
+}
+
 proptest! {
     // Each case makes two dozen files.
     #![proptest_config(ProptestConfig::with_cases(24))]
