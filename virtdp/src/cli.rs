@@ -66,6 +66,12 @@ pub(crate) enum Command {
         #[arg(long)]
         ready: bool,
     },
+    /// Say that the NIC which sits at this device ID now is the right one, though it was another before. The agent hears of it.
+    Accept {
+        /// The device, as `virtdp discover` shows it
+        #[arg(value_name = "ID")]
+        device: DeviceId,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -85,7 +91,7 @@ struct NodeArguments {
     /// The kubelet's folder (its --root-dir)
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
-    /// Where ehost-device keeps its ledger of NICs in pods; only read
+    /// Where ehost-device keeps its ledger of NICs in pods, and this program its journal of which NIC sits at which ID
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/virtnet")]
     state_dir: PathBuf,
     /// Where device-info files are written

@@ -5,12 +5,13 @@
 //! holds one lease, `<state>/locks/<device>` is its lock. Who changes a NIC or its lease holds the lock ([`Entry`]);
 //! reading needs none, since files are replaced whole.
 //!
-//! [`bring_home`] is the way back, the same for whoever walks it.
+//! [`bring_home`] is the way back, the same for whoever walks it. [`Identities`] is the journal of which NIC sat at which ID.
 //!
 //! A file that is torn, foreign or written by a newer release is reported, never deleted and never in the way of the
 //! others.
 
 mod homecoming;
+mod identity;
 mod lease;
 mod node;
 
@@ -24,8 +25,9 @@ use nic::DeviceId;
 use serde::{Deserialize, Serialize};
 
 pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, whereabouts};
+pub use identity::Identities;
 pub use lease::{Home, HomeAddress, Lease, Owner, Pod, Stage, Step};
-pub use node::Node;
+pub use node::{Node, look_into_pod};
 
 /// The form in which this release writes leases, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -38,6 +40,7 @@ const SUFFIX: &str = ".json";
 pub struct Ledger {
     leases: PathBuf,
     locks: PathBuf,
+    identities: Identities,
 }
 
 /// Why the ledger cannot be read or written.
@@ -94,6 +97,27 @@ pub enum Error {
         #[source]
         source: Fault,
     },
+    /// The journal of identities is there and is of no use to us.
+    #[error("the journal of identities in {} cannot be used", path.display())]
+    Journal {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+    /// The journal of identities cannot be written.
+    #[error("write the journal of identities in {}", path.display())]
+    WriteJournal {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: linux::Error,
+    },
+    /// The journal of identities cannot be put into JSON; a fault of ours.
+    #[error("encode the journal of identities")]
+    EncodeJournal(#[source] serde_json::Error),
 }
 
 impl Error {
@@ -104,18 +128,18 @@ impl Error {
     }
 }
 
-/// What is wrong with a lease's file.
+/// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
     /// It cannot be read.
     #[error("it cannot be read")]
     Io(#[source] io::Error),
-    /// It is larger than any lease.
-    #[error("it has more than {LARGEST} bytes")]
-    Large,
-    /// It is torn, or no lease at all.
-    #[error("it is not a lease")]
+    /// It is larger than any of its kind.
+    #[error("it has more than {0} bytes")]
+    Large(u64),
+    /// It is torn, or something else altogether.
+    #[error("it is torn, or something else altogether")]
     Torn(#[source] serde_json::Error),
     /// A newer release wrote it.
     #[error(
@@ -147,7 +171,13 @@ impl Ledger {
     #[must_use]
     pub fn at(state: impl AsRef<Path>) -> Self {
         let state = state.as_ref();
-        Ledger { leases: state.join("leases"), locks: state.join("locks") }
+        Ledger { leases: state.join("leases"), locks: state.join("locks"), identities: Identities::at(state) }
+    }
+
+    /// The journal in the same state folder.
+    #[must_use]
+    pub fn identities(&self) -> &Identities {
+        &self.identities
     }
 
     /// Makes the folders, for their owner only.
@@ -281,14 +311,7 @@ impl Entry<'_> {
     /// # Errors
     /// [`Error::Folder`].
     pub fn set_aside(&self) -> Result<(), Error> {
-        let path = self.ledger.leases.join(format!("{}{SUFFIX}", self.device));
-        let aside = self.ledger.leases.join(format!("{}{SUFFIX}.unusable", self.device));
-        match std::fs::rename(&path, aside) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Folder { step: "set aside", path, source })
-            }
-            _ => Ok(()),
-        }
+        set_aside(&self.ledger.leases.join(format!("{}{SUFFIX}", self.device)))
     }
 }
 
@@ -305,26 +328,44 @@ struct StoredVersion {
 }
 
 fn read(path: &Path, device: &DeviceId) -> Result<Option<Lease>, Fault> {
+    let Some(bytes) = contents(path, LARGEST)? else { return Ok(None) };
+    let lease: Lease = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
+    if lease.device != *device {
+        return Err(Fault::Foreign(lease.device));
+    }
+    Ok(Some(lease))
+}
+
+/// What is in a file of ours, if it is there, and this release reads its version.
+fn contents(path: &Path, largest: u64) -> Result<Option<Vec<u8>>, Fault> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Fault::Io(error)),
     };
     let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(Fault::Io)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > LARGEST) {
-        return Err(Fault::Large);
+    file.take(largest + 1).read_to_end(&mut bytes).map_err(Fault::Io)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > largest) {
+        return Err(Fault::Large(largest));
     }
-    // The version first: what a newer release writes need not look like a lease to us.
+    // The version first: what a newer release writes need not look like anything that we know.
     let StoredVersion { version } = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
     if version > VERSION {
         return Err(Fault::Newer { found: version });
     }
-    let lease: Lease = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
-    if lease.device != *device {
-        return Err(Fault::Foreign(lease.device));
+    Ok(Some(bytes))
+}
+
+/// Keeps a file under another name (`<name>.unusable`); there being none is no error.
+fn set_aside(path: &Path) -> Result<(), Error> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".unusable");
+    match std::fs::rename(path, aside) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Folder { step: "set aside", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
-    Ok(Some(lease))
 }
 
 #[cfg(test)]

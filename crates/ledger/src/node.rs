@@ -194,6 +194,17 @@ pub(crate) fn is_owners(node: &Node, lease: &Lease, netns: &Netns) -> bool {
     lease.boot_id == node.boot_id && lease.owner.netns_inode.is_none_or(|inode| netns.identity().1 == inode)
 }
 
+/// The NIC of a lease where its owner has it. `None` where that cannot be told: it is not there, or the caller may not look into the
+/// owner's network namespace, which takes CAP_SYS_ADMIN and the path of then.
+#[must_use]
+pub fn look_into_pod(lease: &Lease, devices: &Devices, boot_id: &str) -> Option<Link> {
+    // Without an inode the path may stand for another namespace by now.
+    let inode = lease.owner.netns_inode.filter(|_| lease.boot_id == boot_id)?;
+    let netns = Netns::open(&lease.owner.netns).ok().filter(|netns| netns.identity().1 == inode)?;
+    let links = netns.route_socket().ok()?.links().ok()?;
+    Identity::of(lease, devices).ok()?.among_pod(lease, &links).cloned()
+}
+
 /// A namespace other than the node's, if `path` still is one.
 pub(crate) fn open_pod(node: &Node, path: &Path) -> Option<(Netns, Socket)> {
     let netns = Netns::open(path).ok().filter(|netns| !netns.same(&node.netns))?;

@@ -6,6 +6,7 @@
 mod address;
 mod device;
 mod facts;
+pub mod identity;
 pub mod lifeline;
 mod name;
 mod node;

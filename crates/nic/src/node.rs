@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
+use crate::identity::Stranger;
 use crate::lifeline::Reason;
 use crate::{DeviceId, IfName, Interface, Lifeline, Link, Nic, ResourceName};
 
@@ -165,11 +166,7 @@ impl NodeFacts {
     }
 
     fn health(&self, nic: &Nic) -> Health {
-        match self.link(nic) {
-            // Administratively down is how a NIC waits for its pod, and says nothing about the wire.
-            Some(link) if link.up && !link.carrier => Health::NoCarrier(link.name.clone()),
-            _ => Health::Healthy,
-        }
+        self.link(nic).map_or(Health::Healthy, Health::of)
     }
 }
 
@@ -185,6 +182,27 @@ pub enum Standing {
     Skipped(Skip),
 }
 
+impl Standing {
+    /// How the NIC is, where it is for pods.
+    #[must_use]
+    pub fn health(&self) -> Option<&Health> {
+        match self {
+            Standing::Offered(health) | Standing::Insisted(health, _) => Some(health),
+            Standing::Skipped(_) => None,
+        }
+    }
+
+    /// The same of a NIC that is like this; what is not for pods stays so.
+    #[must_use]
+    pub fn with_health(&self, health: Health) -> Standing {
+        match self {
+            Standing::Offered(_) => Standing::Offered(health),
+            Standing::Insisted(_, skip) => Standing::Insisted(health, skip.clone()),
+            Standing::Skipped(skip) => Standing::Skipped(skip.clone()),
+        }
+    }
+}
+
 /// How a NIC that is for pods is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -192,6 +210,17 @@ pub enum Health {
     Healthy,
     /// The interface is up, and the wire is not.
     NoCarrier(IfName),
+    /// It is another NIC than the one that somebody was given by its ID.
+    Stranger(Box<Stranger>),
+}
+
+impl Health {
+    /// What a link says of its NIC, wherever it is. Administratively down is how a NIC waits for its pod, and says nothing about
+    /// the wire.
+    #[must_use]
+    pub fn of(link: &Link) -> Health {
+        if link.up && !link.carrier { Health::NoCarrier(link.name.clone()) } else { Health::Healthy }
+    }
 }
 
 /// Why a NIC is not for pods.
@@ -225,6 +254,7 @@ impl fmt::Display for Health {
         match self {
             Health::Healthy => f.write_str("healthy"),
             Health::NoCarrier(interface) => write!(f, "{interface} is up and has no carrier"),
+            Health::Stranger(stranger) => stranger.fmt(f),
         }
     }
 }

@@ -122,7 +122,7 @@ impl Offers {
             id: seen.nic.id.clone(),
             ill: match health {
                 Health::Healthy => None,
-                ill @ Health::NoCarrier(_) => Some(ill.to_string()),
+                ill @ (Health::NoCarrier(_) | Health::Stranger(_)) => Some(ill.to_string()),
             },
             numa_node: seen.nic.numa_node,
             pci: seen.nic.pci,

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use nic::{DeviceId, ResourceName};
 use serde::Deserialize;
 
@@ -29,6 +29,8 @@ struct Data {
 
 #[derive(Deserialize)]
 struct Entry {
+    #[serde(rename = "PodUID", default)]
+    pod_uid: String,
     #[serde(rename = "ResourceName")]
     resource: String,
     /// By NUMA node.
@@ -41,16 +43,7 @@ struct Entry {
 /// # Errors
 /// It is there and cannot be read.
 pub(crate) fn given(path: &Path, resource: &ResourceName) -> Result<BTreeSet<DeviceId>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(BTreeSet::new());
-        }
-        Err(error) => return Err(error).context(path.display().to_string()),
-    };
-    let mut bytes = Vec::new();
-    file.take(LARGEST).read_to_end(&mut bytes).context(path.display().to_string())?;
-    let checkpoint: Checkpoint = serde_json::from_slice(&bytes).context(path.display().to_string())?;
+    let Some(checkpoint) = read(path)? else { return Ok(BTreeSet::new()) };
     let ours = checkpoint
         .data
         .entries
@@ -61,6 +54,42 @@ pub(crate) fn given(path: &Path, resource: &ResourceName) -> Result<BTreeSet<Dev
         .flat_map(BTreeMap::into_values)
         .flatten();
     Ok(ours.filter_map(|id| id.parse().ok()).collect())
+}
+
+/// Which pod, by its UID, has which device, of all resources.
+///
+/// # Errors
+/// It cannot be read, or the kubelet's folder is not there: then nobody can tell what pods have.
+pub(crate) fn holders(path: &Path) -> Result<BTreeMap<DeviceId, String>> {
+    let Some(checkpoint) = read(path)? else {
+        let folder = path.parent().unwrap_or(path);
+        return if folder.is_dir() {
+            Ok(BTreeMap::new())
+        } else {
+            Err(anyhow!("{} is not there", folder.display()))
+        };
+    };
+    let mut holders = BTreeMap::new();
+    for entry in checkpoint.data.entries.into_iter().flatten() {
+        for id in entry.devices.into_iter().flat_map(BTreeMap::into_values).flatten() {
+            holders.extend(id.parse().map(|id: DeviceId| (id, entry.pod_uid.clone())));
+        }
+    }
+    Ok(holders)
+}
+
+/// The checkpoint, if there is one.
+fn read(path: &Path) -> Result<Option<Checkpoint>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).context(path.display().to_string()),
+    };
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes).context(path.display().to_string())?;
+    serde_json::from_slice(&bytes).context(path.display().to_string()).map(Some)
 }
 
 #[cfg(test)]
@@ -84,6 +113,14 @@ mod tests {
             {"PodUID":"c","ContainerName":"c","ResourceName":"kernel.org/virt","DeviceIDs":null,"AllocResp":null}],
             "RegisteredDevices":{"kernel.org/virt":["0000:00:0b.0"]}},"Checksum":3014321}"#;
         assert_eq!(read(text).unwrap(), ["0000:00:09.0", "0000:00:0a.0"]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint");
+        assert_eq!(holders(&path).unwrap(), BTreeMap::new());
+        std::fs::write(&path, text).unwrap();
+        let shown: Vec<String> =
+            holders(&path).unwrap().into_iter().map(|(id, pod)| format!("{id} {pod}")).collect();
+        assert_eq!(shown, ["0000:00:09.0 a", "0000:00:0a.0 a", "gpu0 b"]);
+        assert!(holders(&folder.path().join("no-folder/checkpoint")).is_err());
         assert!(
             read(r#"{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{}},"Checksum":1}"#)
                 .unwrap()

@@ -3,7 +3,10 @@
 //! A reading that failed is never taken for an empty one. As long as the node cannot be read, nothing of it is offered, and
 //! the log says so.
 
+pub(crate) mod accept;
 mod changes;
+mod identity;
+mod pods;
 pub(crate) mod print;
 mod read;
 mod report;
@@ -39,6 +42,8 @@ pub(crate) enum Sight {
 
 /// Without any event, look again after this time: no source of events is perfect.
 pub(crate) const RESYNC: Duration = Duration::from_secs(30);
+/// While a NIC is another than somebody was given: no event tells that a pod is gone, or what an operator says.
+const DOUBT: Duration = Duration::from_secs(1);
 /// After a failed reading look again soon, then less often.
 const RETRY: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
@@ -54,7 +59,7 @@ pub(crate) async fn follow(
 ) {
     // Listening begins before the first look, so that no change falls in between.
     let mut changes = Changes::new();
-    let mut reader = Reader::new(&settings);
+    let mut reader = Reader::of_the_agent(&settings);
     let mut report = Report::default();
     let mut failures = 0_usize;
     loop {
@@ -69,13 +74,14 @@ pub(crate) async fn follow(
             read = read => read,
             () = stop.cancelled() => return,
         };
+        debug!(milliseconds = started.elapsed().as_millis(), "looked at the node");
         let survey = match read {
             Ok((back, survey)) => {
                 reader = back;
                 survey
             }
             Err(panicked) => {
-                reader = Reader::new(&settings);
+                reader = Reader::of_the_agent(&settings);
                 Err(anyhow::Error::new(panicked).context("reading the node ended early"))
             }
         };
@@ -90,8 +96,9 @@ pub(crate) async fn follow(
                         "looked at all interfaces of the node"
                     );
                 }
+                let again_after = if survey.has_strangers() { DOUBT } else { RESYNC };
                 sight.send_replace(Sight::Clear(Arc::new(survey)));
-                RESYNC
+                again_after
             }
             Err(failure) => {
                 let why = format!("{failure:#}");
@@ -117,3 +124,6 @@ pub(crate) async fn follow(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,9 +97,14 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Row {
             format!("{lifeline}, and is offered because --offer-lifeline says so ({health})"),
         ),
         (Standing::Skipped(skip), _) => (State::Skipped, skip.to_string()),
-        (Standing::Offered(health @ Health::NoCarrier(_)), _) => (State::Unhealthy, health.to_string()),
-        (Standing::Offered(Health::Healthy), Some(lease)) => {
+        (Standing::Offered(health @ (Health::NoCarrier(_) | Health::Stranger(_))), _) => {
+            (State::Unhealthy, health.to_string())
+        }
+        (Standing::Offered(Health::Healthy), Some(lease)) if away => {
             (State::InUse, format!("away for {}", lease.owner))
+        }
+        (Standing::Offered(Health::Healthy), Some(lease)) => {
+            (State::InUse, format!("on the node, though {} has it by the ledger", lease.owner))
         }
         (Standing::Offered(Health::Healthy), None) if away => {
             (State::InUse, "its interface is in another network namespace".to_owned())

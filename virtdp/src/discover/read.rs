@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ledger::{Ledger, Stage};
-use linux::Sysfs;
 use linux::route::{Look, Socket, Vital};
+use linux::{Devices, Sysfs};
 use nic::lifeline::TornFacts;
 use nic::{DeviceId, NodeFacts, Pool};
 use tracing::warn;
 
+use super::identity::Identities;
+use super::pods;
 use super::survey::{Lease, Survey, Tally};
 use crate::cli::Settings;
 
@@ -23,6 +25,7 @@ const PAUSE: Duration = Duration::from_millis(15);
 #[derive(Debug)]
 pub(crate) struct Reader {
     sysfs: Sysfs,
+    devices: Devices,
     ledger: Ledger,
     vital: Vital,
     insisted: BTreeSet<DeviceId>,
@@ -32,12 +35,17 @@ pub(crate) struct Reader {
     /// What it said when it could be read last.
     leases: BTreeMap<DeviceId, Lease>,
     tally: Tally,
+    /// Those of NICs that are in pods.
+    plumbed: Vec<ledger::Lease>,
+    identities: Identities,
 }
 
 impl Reader {
+    /// A reader that changes nothing.
     pub(crate) fn new(settings: &Settings) -> Self {
         Reader {
             sysfs: Sysfs::at(&settings.sysfs),
+            devices: Devices::at(&settings.sysfs),
             ledger: Ledger::at(&settings.state),
             vital: Vital { addresses: settings.node_addresses.clone(), peers: Vec::new() },
             insisted: settings.offer_lifeline.clone(),
@@ -45,7 +53,14 @@ impl Reader {
             complaints: BTreeSet::new(),
             leases: BTreeMap::new(),
             tally: Tally::default(),
+            plumbed: Vec::new(),
+            identities: Identities::new(settings),
         }
+    }
+
+    /// As [`Reader::new`], for the agent, which keeps the journal of identities.
+    pub(crate) fn of_the_agent(settings: &Settings) -> Self {
+        Reader { identities: Identities::new(settings).kept(), ..Reader::new(settings) }
     }
 
     /// Looks at the node.
@@ -84,10 +99,14 @@ impl Reader {
             Err(torn) => return Ok(Err(torn.into())),
         };
         let leased = self.leases.keys().cloned().collect();
-        Ok(NodeFacts::new(found.nics, &interfaces, links, lifeline, leased)
-            .map(|facts| facts.insisting_on(self.insisted.clone()))
-            .map(|facts| Survey::of(&facts, found.unreadable, self.leases.clone(), self.tally, pool))
-            .map_err(anyhow::Error::from))
+        let facts = match NodeFacts::new(found.nics, &interfaces, links, lifeline, leased) {
+            Ok(facts) => facts.insisting_on(self.insisted.clone()),
+            Err(torn) => return Ok(Err(torn.into())),
+        };
+        let mut survey = Survey::of(&facts, found.unreadable, self.leases.clone(), self.tally, pool);
+        pods::look(&mut survey, &self.plumbed, &self.devices);
+        self.identities.check(&mut survey);
+        Ok(Ok(survey))
     }
 
     fn ask_kernel(&mut self) -> Result<Result<Look, TornFacts>> {
@@ -111,7 +130,11 @@ impl Reader {
         self.tally = Tally::of(&listing);
         let mut leases = BTreeMap::new();
         let mut complaints = BTreeSet::new();
+        self.plumbed.clear();
         for lease in listing.leases {
+            if matches!(lease.stage, Stage::Plumbed { .. }) {
+                self.plumbed.push(lease.clone());
+            }
             // A NIC that is at home under another name is in nobody's hands.
             if !matches!(lease.stage, Stage::Displaced { .. }) {
                 let mac = lease.permanent_mac.or(lease.home.mac);

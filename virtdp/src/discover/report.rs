@@ -124,7 +124,10 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Line {
     let (kind, reason) = match &seen.standing {
         Standing::Offered(health) => {
             let place = match survey.leases.get(&seen.nic.id) {
-                Some(lease) => format!("{health}, away for {}", lease.owner),
+                Some(lease) if seen.nic.interfaces.is_empty() => {
+                    format!("{health}, away for {}", lease.owner)
+                }
+                Some(lease) => format!("{health}, on the node, though {} has it by the ledger", lease.owner),
                 None if seen.nic.interfaces.is_empty() => format!("{health}, in another network namespace"),
                 None => health.to_string(),
             };

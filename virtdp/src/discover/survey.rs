@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ledger::{Listing, Stage};
 use linux::Unreadable;
-use nic::{DeviceId, IfName, Link, MacAddr, Nic, NodeFacts, Pool, Standing};
+use nic::{DeviceId, Health, IfName, Link, MacAddr, Nic, NodeFacts, Pool, Standing};
 
 /// One look at the node.
 #[derive(Clone, Debug, Default)]
@@ -107,6 +107,11 @@ impl Survey {
             insisted: facts.insisted().clone(),
             ledger,
         }
+    }
+
+    /// Whether a NIC is another than somebody was given by its ID.
+    pub(crate) fn has_strangers(&self) -> bool {
+        self.nics.iter().any(|seen| matches!(seen.standing.health(), Some(Health::Stranger(_))))
     }
 }
 

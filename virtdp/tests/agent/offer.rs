@@ -3,7 +3,7 @@
 use linux::Netns;
 
 use crate::kubelet::Kubelet;
-use crate::stage::{Stage, position};
+use crate::stage::{Stage, position, until};
 
 const FIRST: &str = "0000:00:09.0";
 const SECOND: &str = "0000:00:0a.0";
@@ -35,6 +35,32 @@ async fn a_lost_carrier_is_ill_and_admin_down_is_not() {
     agent.says(&["ListAndWatch: send", "eth1 is up and has no carrier"]);
     stage.ip("link set eth1 down");
     plugin.lists(&["0000:00:09.0 Healthy []"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_nothing_for_pods_is_not_sent() {
+    let stage = Stage::with_spares(&[FIRST]);
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    plugin.lists(&["0000:00:09.0 Healthy []"]).await;
+    for harmless in [
+        "link set eth1 up",
+        "link set eth1 mtu 1400",
+        "link set eth1 alias spare",
+        "addr add 198.51.100.1/24 dev eth1",
+        "route add 203.0.113.0/24 dev eth0",
+        "link set eth1 down",
+    ] {
+        let looks = agent.count(&["looked at the node"]);
+        stage.ip(harmless);
+        until("the agent looked at the node", || agent.count(&["looked at the node"]) > looks);
+    }
+    stage.ip("link set eth1-p down");
+    stage.ip("link set eth1 up");
+    // The next that comes is the next that differs.
+    assert_eq!(plugin.list().await.unwrap(), ["0000:00:09.0 Unhealthy []"]);
+    assert_eq!(agent.count(&["ListAndWatch: send"]), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
