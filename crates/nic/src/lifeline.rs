@@ -75,12 +75,12 @@ impl Lifeline {
         let roots = roots(routes, addresses, named);
         let no_roots = roots.is_empty();
         walk.begin_at(roots)?;
-        if !walk.has_reached_a_wire() {
+        if !walk.has_reached(layers::is_wire) {
             // A node that nothing points to still has an uplink. Whoever configured an address uses it.
             walk.begin_at(every_address(links, addresses))?;
-            // What the roots led to ends in software: there is a wire somewhere that the kernel's tables do not show (ppp, a
-            // switch or VPN in user space).
-            if !(no_roots && walk.has_reached_a_wire()) {
+            // Where there are roots, they lead into software: there is a wire somewhere that the kernel's tables do not show (ppp,
+            // a switch or VPN in user space). Where there are none, no NIC may have an address yet.
+            if !(no_roots && walk.has_reached(layers::is_hardware)) {
                 walk.begin_at(every_nic_that_is_up(links))?;
             }
         }
@@ -186,8 +186,8 @@ impl Walk<'_> {
         }
     }
 
-    fn has_reached_a_wire(&self) -> bool {
-        self.reasons.keys().filter_map(|index| self.layers.link(*index)).any(layers::is_wire)
+    fn has_reached(&self, end: fn(&Link) -> bool) -> bool {
+        self.reasons.keys().filter_map(|index| self.layers.link(*index)).any(end)
     }
 }
 

@@ -93,11 +93,9 @@ pub(super) fn is_hardware(link: &Link) -> bool {
     !link.loopback && link.kind.is_none()
 }
 
-/// Whether packets leave the node's network namespace here, as far as one can see.
+/// Packets leave the node's network namespace here, as far as one can see.
 pub(super) fn is_wire(link: &Link) -> bool {
-    // A port that leads elsewhere leads to a pod or a virtual machine, and nobody's default route goes there.
-    let out = link.lower_elsewhere && link.master.is_none();
-    is_hardware(link) || link.parent_device.is_some() || out
+    is_hardware(link) || link.parent_device.is_some() || link.lower_elsewhere
 }
 
 fn is_open_vswitch(link: &Link) -> bool {
