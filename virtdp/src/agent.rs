@@ -25,7 +25,8 @@ pub(crate) fn main(settings: Settings) -> Result<()> {
     // One thread is enough for one kubelet, and memory is dear on each node.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
+        // The node is read, a kubelet's file, a name is looked up.
+        .max_blocking_threads(3)
         .build()
         .context("set up the runtime")?;
     let outcome = runtime.block_on(run(settings));

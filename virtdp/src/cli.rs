@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use kubelet_api::KubeletDir;
 use nic::{DeviceId, Pool, ResourceName};
 
+use crate::discover::{Host, List};
 use crate::install;
 use crate::log::{Logging, Style};
 use crate::observe::Listen;
@@ -28,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) sysfs: PathBuf,
     /// Addresses of the node.
     pub(crate) node_addresses: Vec<IpAddr>,
+    /// Where the node's API servers are.
+    pub(crate) api_servers: Vec<Host>,
     /// NICs that are offered even if they carry the node.
     pub(crate) offer_lifeline: BTreeSet<DeviceId>,
     /// Where metrics and health are served.
@@ -82,9 +85,17 @@ struct NodeArguments {
     /// A driver whose NICs are offered; may be repeated
     #[arg(long = "driver", global = true, value_name = "NAME", default_value = "virtio_net")]
     drivers: Vec<String>,
-    /// An address of the node, whose NIC is never offered; may be repeated
+    /// An address of the node, whose NIC is never offered; may be repeated. VIRTDP_NODE_IPS in the environment names more, with commas
     #[arg(long = "node-ip", global = true, value_name = "IP")]
-    node_addresses: Vec<IpAddr>,
+    node_addresses: Vec<List<IpAddr>>,
+    #[arg(long, global = true, env = "VIRTDP_NODE_IPS", value_name = "LIST", hide = true)]
+    more_node_ips: Option<List<IpAddr>>,
+    /// The API server (address, name or URL): the NIC on the way to it is never offered; may be repeated. KUBERNETES_SERVICE_HOST in the
+    /// environment is one
+    #[arg(long = "api-server", global = true, value_name = "HOST")]
+    api_servers: Vec<Host>,
+    #[arg(long, global = true, env = "KUBERNETES_SERVICE_HOST", value_name = "HOST", hide = true)]
+    pods_api_server: Option<List<Host>>,
     /// Offer this NIC even if it carries the node, which can cut the node off; may be repeated
     #[arg(long, global = true, value_name = "ID")]
     offer_lifeline: Vec<DeviceId>,
@@ -135,7 +146,8 @@ impl Arguments {
             state: node.state_dir.clone(),
             device_info: node.device_info_dir.clone(),
             sysfs: node.sysfs.clone(),
-            node_addresses: node.node_addresses.clone(),
+            node_addresses: all(node.node_addresses.iter().chain(&node.more_node_ips)),
+            api_servers: [node.api_servers.clone(), all(&node.pods_api_server)].concat(),
             offer_lifeline: node.offer_lifeline.iter().cloned().collect(),
             listen: node.listen.clone(),
         }
@@ -147,6 +159,10 @@ impl Arguments {
         // From 4 on is what klog's users call debugging.
         Logging { style, debug: self.log.verbosity >= 4 }
     }
+}
+
+fn all<'a, T: Clone + 'a>(lists: impl IntoIterator<Item = &'a List<T>>) -> Vec<T> {
+    lists.into_iter().flat_map(|List(each)| each.iter().cloned()).collect()
 }
 
 /// Go's `flag` takes long options with one dash, too, and so did the 2018 program.
@@ -210,6 +226,21 @@ mod tests {
         assert_eq!(settings.node_addresses.len(), 1);
     }
 
+    #[test]
+    fn what_is_vital_comes_from_options_and_from_the_pods_environment() {
+        let settings = parse(
+            "virtdp --node-ip 192.0.2.1 --node-ip=192.0.2.2,fd00::1 --more-node-ips 192.0.2.3, --api-server https://api.example.org:6443 \
+             --api-server 10.0.0.1 --pods-api-server 10.96.0.1",
+        )
+        .settings();
+        assert_eq!(settings.node_addresses.len(), 4);
+        let ip = |text: &str| Host::Ip(text.parse().unwrap());
+        assert_eq!(
+            settings.api_servers,
+            [Host::Name("api.example.org".to_owned()), ip("10.0.0.1"), ip("10.96.0.1")]
+        );
+    }
+
     /// The command lines of all containers that run virtdp.
     fn in_manifest(text: &str) -> Vec<Vec<String>> {
         let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(text).unwrap();
@@ -265,7 +296,14 @@ mod tests {
 
     #[test]
     fn bad_names_and_addresses_are_refused() {
-        for line in ["virtdp --resource virt", "virtdp --node-ip eth0", "virtdp -v lots", "virtdp --sysfs"] {
+        for line in [
+            "virtdp --resource virt",
+            "virtdp --node-ip eth0",
+            "virtdp --api-server 10.0.0.300",
+            "virtdp --offer-lifeline ../x",
+            "virtdp -v lots",
+            "virtdp --sysfs",
+        ] {
             assert!(Arguments::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }
     }

@@ -121,7 +121,8 @@ fn a_table_that_no_rule_leads_to_yet() {
 
 #[test]
 fn the_hops_of_a_multipath_route() {
-    Node::with("route add default nexthop via 10.0.0.1 weight 10 nexthop via 10.2.0.1").lives_by(&["nic0", "nic2"]);
+    Node::with("route add default nexthop via 10.0.0.1 weight 10 nexthop via 10.2.0.1")
+        .lives_by(&["nic0", "nic2"]);
 }
 
 #[test]
@@ -206,8 +207,10 @@ fn addresses_that_were_named() {
 
 #[test]
 fn a_lease_by_dhcp() {
-    Node::with("route add default via 10.0.0.1\naddr add 10.1.0.77/24 dev nic1 valid_lft 600 preferred_lft 600")
-        .lives_by(&["nic0", "nic1"]);
+    Node::with(
+        "route add default via 10.0.0.1\naddr add 10.1.0.77/24 dev nic1 valid_lft 600 preferred_lft 600",
+    )
+    .lives_by(&["nic0", "nic1"]);
 }
 
 #[test]
@@ -241,14 +244,17 @@ fn each_hop_of_the_way_to_the_api_server() {
 
 #[test]
 fn a_bridge() {
-    Node::with("link add br0 type bridge\nlink set nic1 master br0\nlink set br0 up\nroute add default dev br0")
-        .lives_by(&["nic1"]);
+    Node::with(
+        "link add br0 type bridge\nlink set nic1 master br0\nlink set br0 up\nroute add default dev br0",
+    )
+    .lives_by(&["nic1"]);
 }
 
 #[test]
 fn a_bridge_whose_port_joins_later_and_leaves() {
-    let mut node =
-        Node::with("link add br0 type bridge\nlink set br0 up\nroute add default via 10.0.0.1\nroute add default dev br0 metric 9");
+    let mut node = Node::with(
+        "link add br0 type bridge\nlink set br0 up\nroute add default via 10.0.0.1\nroute add default dev br0 metric 9",
+    );
     assert_eq!(node.carriers(&Vital::default()), ["nic0"]);
     node.ip("link set nic2 master br0");
     assert_eq!(node.carriers(&Vital::default()), ["nic0", "nic2"]);
@@ -258,8 +264,10 @@ fn a_bridge_whose_port_joins_later_and_leaves() {
 
 #[test]
 fn a_macvlan() {
-    Node::with("link add link nic1 name mv0 type macvlan mode bridge\nlink set mv0 up\nroute add default dev mv0")
-        .lives_by(&["nic1"]);
+    Node::with(
+        "link add link nic1 name mv0 type macvlan mode bridge\nlink set mv0 up\nroute add default dev mv0",
+    )
+    .lives_by(&["nic1"]);
 }
 
 #[test]
@@ -335,10 +343,8 @@ fn a_bridge_over_a_vxlan_over_a_bridge() {
 
 #[test]
 fn a_vpn_in_user_space_hides_its_wire_so_every_address_counts() {
-    Node::with(
-        "tuntap add tun0 mode tun\nlink set tun0 up\naddr flush dev nic2\nroute add default dev tun0",
-    )
-    .lives_by(&["nic0", "nic1"]);
+    Node::with("tuntap add tun0 mode tun\nlink set tun0 up\naddr flush dev nic2\nroute add default dev tun0")
+        .lives_by(&["nic0", "nic1"]);
 }
 
 #[test]

@@ -161,6 +161,7 @@ mod tests {
             device_info: root.path().to_owned(),
             sysfs: root.path().to_owned(),
             node_addresses: Vec::new(),
+            api_servers: Vec::new(),
             offer_lifeline: std::collections::BTreeSet::new(),
             listen: None,
         };

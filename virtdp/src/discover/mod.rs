@@ -11,12 +11,13 @@ pub(crate) mod print;
 mod read;
 mod report;
 mod survey;
+mod vital;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
@@ -26,6 +27,8 @@ use self::report::Report;
 #[cfg(test)]
 pub(crate) use self::survey::Lease;
 pub(crate) use self::survey::{Seen, Survey};
+use self::vital::Resolved;
+pub(crate) use self::vital::{Host, List};
 use crate::cli::Settings;
 use crate::observe::Metrics;
 
@@ -50,6 +53,9 @@ const RETRY: [Duration; 4] =
 /// One failed reading may be a busy moment, and to withdraw everything for it would turn pods away.
 const BLIND_AFTER: usize = 2;
 
+/// How long the first look waits for the names of API servers.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
+
 /// Follows the node until `stop`. The one owner of what was discovered.
 pub(crate) async fn follow(
     settings: Settings,
@@ -57,6 +63,27 @@ pub(crate) async fn follow(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
+    let (resolved, peers) = vital::channel(&settings.api_servers);
+    tokio::join!(
+        vital::follow(settings.api_servers.clone(), resolved, stop.clone()),
+        keep_looking(settings, peers, sight, metrics, stop),
+    );
+}
+
+async fn keep_looking(
+    settings: Settings,
+    mut peers: watch::Receiver<Resolved>,
+    sight: watch::Sender<Sight>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
+    if peers.borrow().is_err() {
+        // Whether that helped shows in what is read.
+        tokio::select! {
+            _ = timeout(RESOLVE_WITHIN, peers.changed()) => {}
+            () = stop.cancelled() => return,
+        }
+    }
     // Listening begins before the first look, so that no change falls in between.
     let mut changes = Changes::new();
     let mut reader = Reader::of_the_agent(&settings);
@@ -66,6 +93,7 @@ pub(crate) async fn follow(
         let started = Instant::now();
         // Files and netlink are read on a thread of their own: the kubelet is answered meanwhile.
         let pool = settings.pool.clone();
+        reader.set_peers(peers.borrow_and_update().clone());
         let read = tokio::task::spawn_blocking(move || {
             let survey = reader.read(&pool);
             (reader, survey)
@@ -120,6 +148,7 @@ pub(crate) async fn follow(
         };
         tokio::select! {
             () = changes.settled(again_after) => {}
+            _ = peers.changed() => {}
             () = stop.cancelled() => return,
         }
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::read::Reader;
 use super::survey::{Seen, Survey};
+use super::vital;
 use crate::cli::Settings;
 
 /// Looks once, and prints.
@@ -16,7 +17,9 @@ use crate::cli::Settings;
 /// # Errors
 /// The node cannot be read, or standard output is closed.
 pub(crate) fn run(settings: &Settings, json: bool) -> Result<()> {
-    let survey = Reader::new(settings).read(&settings.pool).context("the node cannot be read")?;
+    let mut reader = Reader::new(settings);
+    reader.set_peers(vital::resolve(&settings.api_servers));
+    let survey = reader.read(&settings.pool).context("the node cannot be read")?;
     let rows = rows(&survey);
     // Colour only on a terminal, and not with NO_COLOR.
     let mut out = anstream::stdout().lock();

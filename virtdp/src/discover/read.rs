@@ -1,6 +1,7 @@
 //! Reading the node: sysfs, then links, then routes and addresses, and the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,6 +15,7 @@ use tracing::warn;
 use super::identity::Identities;
 use super::pods;
 use super::survey::{Lease, Survey, Tally};
+use super::vital::Resolved;
 use crate::cli::Settings;
 
 /// How often the node is read again when it changed while we read it. It settles within milliseconds, unless sysfs and netlink
@@ -27,7 +29,8 @@ pub(crate) struct Reader {
     sysfs: Sysfs,
     devices: Devices,
     ledger: Ledger,
-    vital: Vital,
+    node_addresses: Vec<IpAddr>,
+    peers: Resolved,
     insisted: BTreeSet<DeviceId>,
     routes: Option<Socket>,
     /// What was said about the ledger last.
@@ -47,7 +50,8 @@ impl Reader {
             sysfs: Sysfs::at(&settings.sysfs),
             devices: Devices::at(&settings.sysfs),
             ledger: Ledger::at(&settings.state),
-            vital: Vital { addresses: settings.node_addresses.clone(), peers: Vec::new() },
+            node_addresses: settings.node_addresses.clone(),
+            peers: Ok(Vec::new()),
             insisted: settings.offer_lifeline.clone(),
             routes: None,
             complaints: BTreeSet::new(),
@@ -61,6 +65,11 @@ impl Reader {
     /// As [`Reader::new`], for the agent, which keeps the journal of identities.
     pub(crate) fn of_the_agent(settings: &Settings) -> Self {
         Reader { identities: Identities::new(settings).kept(), ..Reader::new(settings) }
+    }
+
+    /// Whose addresses the node must reach, from the next look on.
+    pub(crate) fn set_peers(&mut self, peers: Resolved) {
+        self.peers = peers;
     }
 
     /// Looks at the node.
@@ -110,11 +119,13 @@ impl Reader {
     }
 
     fn ask_kernel(&mut self) -> Result<Result<Look, TornFacts>> {
+        let peers = self.peers.clone().map_err(anyhow::Error::msg)?;
+        let vital = Vital { addresses: self.node_addresses.clone(), peers };
         let socket = match &mut self.routes {
             Some(socket) => socket,
             none => none.insert(Socket::open().context("ask the kernel for links and routes")?),
         };
-        socket.look(&self.vital).context("read links, routes and addresses")
+        socket.look(&vital).context("read links, routes and addresses")
     }
 
     /// What cannot be read of the ledger is said once, and is in nobody's way: it is ehost-device that decides by it.

@@ -93,3 +93,54 @@ fn an_override_is_for_one_nic_and_lifts_no_other_objection() {
     let table = String::from_utf8(stage.discover(&insist).stdout).unwrap();
     assert!(table.lines().any(|line| line.contains(UPLINK) && line.contains("LIFELINE OFFERED")), "{table}");
 }
+
+#[test]
+fn the_nic_on_the_way_to_the_api_server_is_left_alone_and_so_is_the_one_with_the_nodes_address() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    stage.ip("link set eth1 up");
+    stage.ip("route add 198.51.100.0/24 dev eth1");
+    stage.ip("link set eth2 up");
+    stage.ip("route add 203.0.113.0/24 dev eth2 table 300");
+    stage.ip("rule add to 203.0.113.0/24 lookup 300");
+    assert_eq!(verdict(&stage, FIRST, &[]).0, "offered");
+    let of_first = verdict(&stage, FIRST, &["--api-server", "https://198.51.100.7:6443"]);
+    assert_eq!(of_first.1, "eth1 is the way to the API server 198.51.100.7");
+    // The same from the pod's environment; a name that stands for this machine leads nowhere.
+    let environment = [("KUBERNETES_SERVICE_HOST", "203.0.113.9"), ("VIRTDP_NODE_IPS", "192.0.2.2,fd00::9")];
+    let output = stage.discover_in(&environment, &["--json", "--api-server", "localhost"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("eth2 is the way to the API server 203.0.113.9"), "{said}");
+    assert_eq!(verdict(&stage, FIRST, &["--node-ip", "192.0.2.2"]).0, "offered");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_that_changes_the_way_to_the_api_server_is_followed() {
+    let stage = Stage::with_spares(&[FIRST]);
+    stage.ip("link set eth1 up");
+    stage.ip("route add 198.51.100.0/24 dev eth1 table 300");
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let mut command = stage.command();
+    command.extend(["--api-server", "198.51.100.7"].map(String::from));
+    let _agent = stage.start_as(&command);
+    let mut plugin = kubelet.plugin().await;
+    plugin.lists(&["0000:00:09.0 Healthy []"]).await;
+    stage.ip("rule add to 198.51.100.0/24 lookup 300");
+    plugin.lists(&["0000:00:09.0 Unhealthy []"]).await;
+    stage.ip("rule del to 198.51.100.0/24 lookup 300");
+    plugin.lists(&["0000:00:09.0 Healthy []"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_api_servers_name_cannot_be_resolved_nothing_is_offered() {
+    let stage = Stage::with_spares(&[FIRST]);
+    let _kubelet = Kubelet::start(stage.kubelet_dir());
+    // There is nobody to ask in this namespace; the resolver need not wait long for them.
+    let mut command = ["env", "RES_OPTIONS=timeout:1 attempts:1"].map(String::from).to_vec();
+    command.extend(stage.command());
+    command.extend(["--api-server", "https://api.virtnet.invalid:6443"].map(String::from));
+    let mut agent = stage.start_as(&command);
+    agent.says(&["W", "the API server's name cannot be resolved: no NIC is offered", "api.virtnet.invalid"]);
+    agent.says(&["E", "no NIC is offered", "api.virtnet.invalid cannot be resolved"]);
+    assert!(agent.is_running());
+    assert_eq!(stage.sockets(), Vec::<String>::new());
+}

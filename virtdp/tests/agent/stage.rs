@@ -150,9 +150,15 @@ impl Stage {
 
     /// Runs `virtdp discover`.
     pub(crate) fn discover(&self, more: &[&str]) -> Output {
+        self.discover_in(&[], more)
+    }
+
+    /// The same in this environment.
+    pub(crate) fn discover_in(&self, environment: &[(&str, &str)], more: &[&str]) -> Output {
         let command = self.command();
         let run = || {
             let mut discover = Command::new(&command[0]);
+            discover.envs(environment.iter().copied());
             discover.arg("discover").args(&command[1..]).args(more).output().unwrap()
         };
         self.netns.run(run).unwrap()

@@ -1,0 +1,261 @@
+//! What was named as vital for the node: its own addresses, and the API servers that it must reach.
+//!
+//! An API server may have a name, and what that stands for is asked for again now and then: on a task of its own, since an answer may
+//! take long. A name that could not be resolved since the start is a fact that cannot be read, so nothing is offered until it can;
+//! later the last answer stands.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Where an API server is: `10.96.0.1`, `api.example.org:6443`, `https://[fd00::1]:6443`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// An address.
+    Ip(IpAddr),
+    /// A name for one or several.
+    Name(String),
+}
+
+/// Values with commas between them, as the downward API writes `status.hostIPs`. None of them is a list, too: an environment variable
+/// that is set to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct List<T>(pub(crate) Vec<T>);
+
+/// The addresses of all hosts, or why they are not known.
+pub(crate) type Resolved = Result<Vec<IpAddr>, String>;
+
+const RESOLVE_EVERY: Duration = Duration::from_secs(60);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Resolves once, and waits for it.
+pub(crate) fn resolve(hosts: &[Host]) -> Resolved {
+    let mut answers = Answers::default();
+    answers.ask(hosts);
+    answers.resolved(hosts)
+}
+
+/// A channel that begins with what is known without asking anybody.
+pub(crate) fn channel(hosts: &[Host]) -> (watch::Sender<Resolved>, watch::Receiver<Resolved>) {
+    watch::channel(Answers::default().resolved(hosts))
+}
+
+/// Keeps the channel up to date until `stop`.
+pub(crate) async fn follow(hosts: Vec<Host>, out: watch::Sender<Resolved>, stop: CancellationToken) {
+    let mut answers = Answers::default();
+    while hosts.iter().any(|host| matches!(host, Host::Name(_))) {
+        let asked = hosts.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            answers.ask(&asked);
+            answers
+        });
+        let done = tokio::select! {
+            done = task => done,
+            () = stop.cancelled() => return,
+        };
+        answers = done.unwrap_or_default();
+        let resolved = answers.resolved(&hosts);
+        out.send_if_modified(|last| {
+            let news = *last != resolved;
+            *last = resolved;
+            news
+        });
+        let pause = if answers.failures.is_empty() { RESOLVE_EVERY } else { RETRY_AFTER };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+    stop.cancelled().await;
+}
+
+/// What names stand for, as far as that was ever known, and why the last question was not answered.
+#[derive(Debug, Default)]
+struct Answers {
+    known: BTreeMap<String, Vec<IpAddr>>,
+    failures: BTreeMap<String, String>,
+}
+
+impl Answers {
+    fn ask(&mut self, hosts: &[Host]) {
+        for host in hosts {
+            let Host::Name(name) = host else { continue };
+            let found = (name.as_str(), 0).to_socket_addrs().map(|found| found.map(|a| a.ip()).collect());
+            match found {
+                Ok(mut ips) => self.learn(name, &mut ips),
+                Err(error) => self.fail(name, error.to_string()),
+            }
+        }
+    }
+
+    fn learn(&mut self, name: &str, ips: &mut Vec<IpAddr>) {
+        ips.sort_unstable();
+        ips.dedup();
+        if ips.is_empty() {
+            return self.fail(name, "the name stands for no address".to_owned());
+        }
+        if self.failures.remove(name).is_some() {
+            info!(name, "the API server's name can be resolved again");
+        }
+        self.known.insert(name.to_owned(), std::mem::take(ips));
+    }
+
+    fn fail(&mut self, name: &str, why: String) {
+        if self.failures.get(name) != Some(&why) {
+            let kept =
+                if self.known.contains_key(name) { "the last answer stands" } else { "no NIC is offered" };
+            warn!(name, reason = why, "the API server's name cannot be resolved: {kept}");
+        }
+        self.failures.insert(name.to_owned(), why);
+    }
+
+    fn resolved(&self, hosts: &[Host]) -> Resolved {
+        let mut ips = Vec::new();
+        for host in hosts {
+            match host {
+                Host::Ip(ip) => ips.push(*ip),
+                Host::Name(name) => match self.known.get(name) {
+                    Some(known) => ips.extend(known),
+                    None => {
+                        let why = self.failures.get(name).map_or("not asked yet", String::as_str);
+                        return Err(format!("the API server's name {name} cannot be resolved: {why}"));
+                    }
+                },
+            }
+        }
+        Ok(ips)
+    }
+}
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refuse = || format!("{text:?} is no address, no name and no URL of an API server");
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
+        let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+        if let Ok(ip) = authority.parse() {
+            return Ok(Host::Ip(ip));
+        }
+        let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':').or((port.is_empty()).then_some("0"))),
+            None => match authority.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, Some("0")),
+            },
+        };
+        if port.is_none_or(|port| port.parse::<u16>().is_err()) {
+            return Err(refuse());
+        }
+        if let Ok(ip) = host.parse() {
+            return Ok(Host::Ip(ip));
+        }
+        if is_name(host) && !authority.starts_with('[') {
+            Ok(Host::Name(host.to_owned()))
+        } else {
+            Err(refuse())
+        }
+    }
+}
+
+/// RFC 1123, and the underscores that are met all the same. A last label of digits only would be a mistyped address.
+fn is_name(text: &str) -> bool {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    let label = |label: &str| {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = text.rsplit('.').next().unwrap_or(text);
+    text.len() <= 253 && text.split('.').all(label) && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+impl<T: FromStr> FromStr for List<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+        words.map(str::parse).collect::<Result<_, _>>().map(List)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn api_servers_are_addresses_names_and_urls() {
+        for (text, host) in [
+            ("10.96.0.1", Host::Ip(ip("10.96.0.1"))),
+            ("10.96.0.1:6443", Host::Ip(ip("10.96.0.1"))),
+            ("fd00::1", Host::Ip(ip("fd00::1"))),
+            ("[fd00::1]", Host::Ip(ip("fd00::1"))),
+            ("https://[fd00::1]:6443/", Host::Ip(ip("fd00::1"))),
+            ("https://10.0.0.5:6443", Host::Ip(ip("10.0.0.5"))),
+            ("https://api.example.org/path", Host::Name("api.example.org".to_owned())),
+            ("localhost:8080", Host::Name("localhost".to_owned())),
+        ] {
+            assert_eq!(text.parse(), Ok(host), "{text}");
+        }
+        for bad in [
+            "",
+            "https://",
+            "10.0.0.5:port",
+            "[fd00::1]6443",
+            "[name]",
+            "a b",
+            "-x",
+            "10.0.0.300",
+            "u:p@h",
+            "fe80::1%eth0",
+        ] {
+            assert!(bad.parse::<Host>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lists_have_commas_and_may_be_empty() {
+        assert_eq!("192.0.2.1, fd00::1,".parse(), Ok(List(vec![ip("192.0.2.1"), ip("fd00::1")])));
+        assert_eq!("".parse(), Ok(List::<IpAddr>(Vec::new())));
+        assert!("192.0.2.1;fd00::1".parse::<List<IpAddr>>().is_err());
+    }
+
+    #[test]
+    fn what_was_known_once_stays_known_and_what_never_was_is_an_error() {
+        let hosts = [Host::Ip(ip("192.0.2.1")), Host::Name("api.example.org".to_owned())];
+        let mut answers = Answers::default();
+        assert!(answers.resolved(&hosts).unwrap_err().contains("not asked yet"));
+        answers.fail("api.example.org", "no such host".to_owned());
+        assert!(
+            answers
+                .resolved(&hosts)
+                .unwrap_err()
+                .contains("api.example.org cannot be resolved: no such host")
+        );
+        answers.learn("api.example.org", &mut vec![ip("192.0.2.9"), ip("192.0.2.9")]);
+        assert_eq!(answers.resolved(&hosts), Ok(vec![ip("192.0.2.1"), ip("192.0.2.9")]));
+        answers.learn("api.example.org", &mut Vec::new());
+        assert_eq!(answers.resolved(&hosts), Ok(vec![ip("192.0.2.1"), ip("192.0.2.9")]));
+        assert!(!answers.failures.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,80}") {
+            let _ = text.parse::<Host>();
+            let _ = text.parse::<List<IpAddr>>();
+        }
+    }
+}
