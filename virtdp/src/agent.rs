@@ -13,6 +13,7 @@ use crate::advertise::{self, Desk};
 use crate::cli::Settings;
 use crate::discover::{self, Sight};
 use crate::observe::{self, Metrics, View};
+use crate::repatriate;
 
 /// How long the tasks may take to end. Whoever sent SIGTERM waits.
 const END_WITHIN: Duration = Duration::from_millis(800);
@@ -73,6 +74,7 @@ fn start(settings: &Settings, stop: &CancellationToken) -> JoinSet<()> {
     let view = View::new(metrics.clone(), sight_out.clone(), list_out.clone(), desk.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(discover::follow(settings.clone(), sight, metrics, stop.clone()));
+    tasks.spawn(repatriate::run(settings.clone(), sight_out.clone(), stop.clone()));
     tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, list, stop.clone()));
     tasks.spawn(advertise::register(settings.clone(), list_out, desk, view.clone(), stop.clone()));
     tasks.spawn(observe::serve(settings.listen.clone(), view, stop.clone()));

@@ -1,8 +1,8 @@
 //! The node agent: discovers virtual NICs, advertises them to the kubelet, answers its allocations.
 //!
 //! The folders are in the order of the flow: [`discover`] reads what the node has, [`advertise`] tells the kubelet, [`allocate`]
-//! answers what it asks; [`observe`] shows all of it to whoever looks. One task owns what was discovered, one owns what is
-//! offered, one the registration; each hands its state on through a `watch` channel.
+//! answers what it asks; [`repatriate`] brings home what nobody else does; [`observe`] shows all of it to whoever looks. One
+//! task owns what was discovered, one what is offered, one the registration; each hands its state on through a `watch` channel.
 
 mod advertise;
 mod agent;
@@ -14,6 +14,7 @@ mod log;
 mod observe;
 mod probe;
 mod readable;
+mod repatriate;
 
 use std::process::ExitCode;
 

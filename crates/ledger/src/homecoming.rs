@@ -11,7 +11,7 @@ use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::{Entry, Error, Home, Lease, Node, Step};
+use crate::{Entry, Error, Home, Lease, Node, Stage, Step};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,19 +113,67 @@ pub fn bring_home(
     let outcome = walk_home(node, lease, also, patience);
     let noted = match &outcome {
         Ok(Homecoming::Home | Homecoming::Gone) => entry.close(),
-        Ok(Homecoming::Displaced { name }) => {
-            let returning = lease.clone().after(Step::Return { fault: None });
-            entry.write(&returning.after(Step::Displace { name: name.clone() }))
-        }
+        Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name)),
         Ok(Homecoming::OutOfSight) => {
-            let fault = Some("it is in no network namespace that can be looked into".to_owned());
-            entry.write(&lease.clone().after(Step::Return { fault }))
+            let fault = "it is in no network namespace that can be looked into".to_owned();
+            entry.write(&returning(lease, Some(fault)))
         }
-        Err(error) => entry.write(&lease.clone().after(Step::Return { fault: Some(linux::chain(error)) })),
+        Err(error) => entry.write(&returning(lease, Some(linux::chain(error)))),
     };
+    first_cause(lease, outcome, noted)
+}
+
+/// Puts the NIC of `lease` right where it is on the node already, but not as it was: where the kernel left it when its network
+/// namespace ended, or an ADD that died. No other network namespace is looked into, so CAP_NET_ADMIN in the node's own is all that
+/// this takes.
+///
+/// The lease stays, as [`Stage::Displaced`], also when the NIC is as it was: the owner's DEL, or a GC, has still to come and give
+/// the owner's addresses back, and GC knows of them by the lease alone.
+///
+/// [`Homecoming::OutOfSight`]: the NIC is not on the node, or left in another boot. Nothing was changed.
+///
+/// # Errors
+/// It could not be restored, or the lease not be written. The lease stays.
+pub fn put_right(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Homecoming, ReturnError> {
+    let outcome = restore_on_node(node, lease);
+    let noted = match &outcome {
+        Ok(Homecoming::Home) => entry.write(&displaced(lease, &lease.home.name)),
+        Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name)),
+        Ok(Homecoming::Gone | Homecoming::OutOfSight) => Ok(()),
+        Err(error) => entry.write(&returning(lease, Some(linux::chain(error)))),
+    };
+    first_cause(lease, outcome, noted)
+}
+
+fn restore_on_node(node: &mut Node, lease: &Lease) -> Result<Homecoming, ReturnError> {
+    let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
+    if lease.boot_id != node.boot_id {
+        return Ok(Homecoming::OutOfSight);
+    }
+    let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
+    let links = node.routes.links().map_err(kernel)?;
+    match identity.among_node(lease, None, &links) {
+        Some(link) => settle_unless_lifeline(node, lease, link.clone()),
+        None => Ok(Homecoming::OutOfSight),
+    }
+}
+
+fn returning(lease: &Lease, fault: Option<String>) -> Lease {
+    lease.clone().after(Step::Return { fault })
+}
+
+fn displaced(lease: &Lease, name: &IfName) -> Lease {
+    returning(lease, None).after(Step::Displace { name: name.clone() })
+}
+
+/// Of two failures the first cause is the one to tell.
+fn first_cause(
+    lease: &Lease,
+    outcome: Result<Homecoming, ReturnError>,
+    noted: Result<(), Error>,
+) -> Result<Homecoming, ReturnError> {
     match (outcome, noted) {
         (Ok(_), Err(source)) => Err(ReturnError::Ledger { device: lease.device.clone(), source }),
-        // The first cause is the one to tell.
         (outcome, _) => outcome,
     }
 }
@@ -157,20 +205,25 @@ fn walk_home(
         }
     }
     match look_at_home(node, lease, &identity, expected.as_ref(), patience).map_err(kernel)? {
-        // It may have come home long ago and be the uplink since: renaming it, or setting it down, would cut the node off.
-        Sight::Seen(link)
-            if expected.is_none() && node.lifeline().map_err(kernel)?.reason(link.index).is_some() =>
-        {
-            Ok(if link.name == lease.home.name {
-                Homecoming::Home
-            } else {
-                Homecoming::Displaced { name: link.name }
-            })
-        }
+        Sight::Seen(link) if expected.is_none() => settle_unless_lifeline(node, lease, *link),
         Sight::Seen(link) => settle(node, lease, *link),
         Sight::Gone => Ok(Homecoming::Gone),
         Sight::Unseen => Ok(Homecoming::OutOfSight),
     }
+}
+
+/// Restores a NIC that came home by itself. That may be long ago, and it may be the uplink since: renaming it, or setting it down,
+/// would cut the node off.
+fn settle_unless_lifeline(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, ReturnError> {
+    let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
+    if node.lifeline().map_err(kernel)?.reason(link.index).is_none() {
+        return settle(node, lease, link);
+    }
+    Ok(if link.name == lease.home.name {
+        Homecoming::Home
+    } else {
+        Homecoming::Displaced { name: link.name }
+    })
 }
 
 enum Sight {
@@ -300,8 +353,14 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
     let home = &lease.home;
     let name = home_name(node, home, Some(link.index)).map_err(kernel)?;
-    let faults = restore(node, home, &link, &name).map_err(kernel)?;
     let index = link.index;
+    let mut faults = Vec::new();
+    if matches!(lease.stage, Stage::Plumbed { .. } | Stage::Returning { .. }) {
+        // The kernel keeps what the pod asked for, also when the namespace ends.
+        let quiet = LinkChange { promiscuous: Some(false), ..LinkChange::default() };
+        faults.extend(set(node, index, quiet).err());
+    }
+    faults.extend(restore(node, home, &link, &name).map_err(kernel)?);
     let after = node.routes.link_by_index(index).map_err(kernel)?.ok_or_else(|| {
         // Unplugged just now: the next attempt finds it gone.
         ReturnError::Unlike {

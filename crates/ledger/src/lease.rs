@@ -116,8 +116,9 @@ pub enum Stage {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fault: Option<String>,
     },
-    /// At home and in nobody's hands, but another link took its name or an alternative name meanwhile, or it carries the node
-    /// under the name that it has. It gets its own back as soon as that is over.
+    /// At home and in nobody's hands. Either another link took its name or an alternative name meanwhile, or it carries the node
+    /// under the name that it has: it gets its own back as soon as that is over. Or it is as it was, and came home without its
+    /// owner's DEL, for whose sake the lease stays: the owner's addresses are known by it.
     Displaced {
         /// Its name now.
         name: IfName,

@@ -5,7 +5,8 @@
 //! holds one lease, `<state>/locks/<device>` is its lock. Who changes a NIC or its lease holds the lock ([`Entry`]);
 //! reading needs none, since files are replaced whole.
 //!
-//! [`bring_home`] is the way back, the same for whoever walks it. [`Identities`] is the journal of which NIC sat at which ID.
+//! [`bring_home`] is the way back, the same for whoever walks it; [`put_right`] is its last part, for who may not look into pods.
+//! [`Identities`] is the journal of which NIC sat at which ID.
 //!
 //! A file that is torn, foreign or written by a newer release is reported, never deleted and never in the way of the
 //! others.
@@ -24,7 +25,7 @@ use linux::files::{self, Lock};
 use nic::DeviceId;
 use serde::{Deserialize, Serialize};
 
-pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, whereabouts};
+pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, put_right, whereabouts};
 pub use identity::Identities;
 pub use lease::{Home, HomeAddress, Lease, Owner, Pod, Stage, Step};
 pub use node::{Node, look_into_pod};
@@ -213,6 +214,16 @@ impl Ledger {
         let lock = Lock::acquire(&self.locks.join(device.as_str()), patience)
             .map_err(|source| Error::Lock { device: device.clone(), source })?;
         Ok(Entry { ledger: self, device: device.clone(), _lock: lock })
+    }
+
+    /// Keeps everybody from changing a device's NIC and lease for as long as the value lives, by reading alone: for whoever looks and
+    /// changes nothing. `None` where nobody has ever locked it.
+    ///
+    /// # Errors
+    /// [`Error::Lock`] when somebody is changing it now.
+    pub fn hold(&self, device: &DeviceId) -> Result<Option<Lock>, Error> {
+        Lock::share(&self.locks.join(device.as_str()))
+            .map_err(|source| Error::Lock { device: device.clone(), source })
     }
 
     /// The lease of a device, if there is one.

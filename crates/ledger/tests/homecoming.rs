@@ -9,7 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ledger::{
-    Home, Homecoming, Lease, Ledger, Node, Owner, ReturnError, Stage, Whereabouts, bring_home, whereabouts,
+    Home, Homecoming, Lease, Ledger, Node, Owner, ReturnError, Stage, Whereabouts, bring_home, put_right,
+    whereabouts,
 };
 use linux::Netns;
 use nic::IfName;
@@ -65,6 +66,16 @@ impl Bench {
                 // A DEL names the same path again.
                 let also = Some(lease.owner.netns.as_path());
                 bring_home(&mut Node::here().unwrap(), &entry, lease, also, Duration::from_millis(100))
+            })
+            .unwrap()
+    }
+
+    fn put_right(&self, lease: &Lease) -> Result<Homecoming, ReturnError> {
+        self.node
+            .run(|| {
+                let entry = self.ledger.lock(&lease.device, Duration::from_secs(10)).unwrap();
+                entry.write(lease).unwrap();
+                put_right(&mut Node::here().unwrap(), &entry, lease)
             })
             .unwrap()
     }
@@ -257,4 +268,55 @@ fn a_device_that_is_not_on_the_machine_is_gone_at_once() {
     assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Gone);
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn what_the_kernel_left_on_the_node_is_put_right_and_the_lease_waits_for_its_del() {
+    let bench = Bench::new();
+    let before = bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap();
+    let lease = bench.lease(Stage::Plumbed { index: before.index });
+    ip(&bench.node, "link set eth1 down");
+    ip(&bench.node, "link set eth1 name net1 mtu 1300 alias theirs promisc on");
+    assert_eq!(bench.put_right(&lease).unwrap(), Homecoming::Home);
+    let after = bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap();
+    assert_eq!((after.mtu, after.alias, after.up), (before.mtu, before.alias, true));
+    let shown =
+        bench.node.run(|| Command::new("ip").args(["link", "show", "eth1"]).output().unwrap()).unwrap();
+    assert!(!String::from_utf8(shown.stdout).unwrap().contains("PROMISC"));
+    let noted = bench.ledger.read(&lease.device).unwrap().unwrap();
+    assert_eq!(noted.stage, Stage::Displaced { name: name("eth1") });
+    assert_eq!(bench.bring_home(&noted).unwrap(), Homecoming::Home);
+    assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn what_is_not_on_the_node_is_not_put_right() {
+    let bench = Bench::new();
+    let lease = bench.lease(Stage::Prepared);
+    let elsewhen = Lease { boot_id: "of-another-boot".to_owned(), ..lease.clone() };
+    ip(&bench.node, "link set eth1 mtu 1300");
+    assert_eq!(bench.put_right(&elsewhen).unwrap(), Homecoming::OutOfSight);
+    assert_eq!(bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap().mtu, 1300);
+    ip(&bench.node, &format!("link set eth1 netns {} name net1", path_of(&bench.pod).display()));
+    assert_eq!(bench.put_right(&lease).unwrap(), Homecoming::OutOfSight);
+    assert!(bench.pod.route_socket().unwrap().link_by_name("net1").unwrap().is_some());
+    assert_eq!(bench.ledger.read(&lease.device).unwrap(), Some(lease));
+}
+
+#[test]
+fn what_carries_the_node_is_not_put_right_and_what_cannot_be_is_told() {
+    let bench = Bench::new();
+    let mut lease = bench.lease(Stage::Plumbed { index: 0 });
+    lease.home.name = name("eth7");
+    lease.owner.if_name = name("eth1");
+    ip(&bench.node, "addr add 192.0.2.2/24 dev eth1");
+    ip(&bench.node, "route add default via 192.0.2.1 dev eth1");
+    assert_eq!(bench.put_right(&lease).unwrap(), Homecoming::Displaced { name: name("eth1") });
+    ip(&bench.node, "route del default");
+    ip(&bench.node, "addr flush dev eth1");
+    lease.home.mtu = 70_000;
+    let error = bench.put_right(&lease).unwrap_err().to_string();
+    assert!(error.contains("MTU is 1450, was 70000"), "{error}");
+    let noted = bench.ledger.read(&lease.device).unwrap().unwrap();
+    assert!(matches!(&noted.stage, Stage::Returning { fault: Some(fault) } if fault.contains("MTU")));
 }

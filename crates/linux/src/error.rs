@@ -44,6 +44,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The kernel does not say what this process may do.
+    #[error("read this process's capabilities")]
+    Capabilities {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A socket cannot be opened or set up.
     #[error("open a {kind} socket")]
     Socket {
@@ -125,6 +132,7 @@ impl Error {
             Error::OpenNetns { source, .. }
             | Error::EnterNetns { source, .. }
             | Error::Unshare { source, .. }
+            | Error::Capabilities { source }
             | Error::Socket { source, .. }
             | Error::Transport { source, .. }
             | Error::File { source, .. } => source.raw_os_error(),

@@ -121,6 +121,27 @@ impl Lock {
             }
         }
     }
+
+    /// Keeps others from taking the lock on `path` by [`Lock::acquire`] for as long as the value lives; needs only to read the file.
+    /// `None` where there is no such file: nobody has ever locked it.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] where somebody has the lock now, [`Error::File`] where the file cannot be opened.
+    pub fn share(path: &Path) -> Result<Option<Self>, Error> {
+        let failed = |step, source| Error::File { step, path: path.to_owned(), source };
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("open", source)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(Lock { _file: file })),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::Locked { path: path.to_owned(), after: Duration::ZERO })
+            }
+            Err(TryLockError::Error(source)) => Err(failed("lock", source)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -183,5 +204,21 @@ mod tests {
             drop(held);
             waiting.join().unwrap().unwrap();
         });
+    }
+
+    #[test]
+    fn a_lock_that_is_shared_has_many_holders_and_keeps_out_who_wants_it_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        assert!(Lock::share(&path).unwrap().is_none());
+        assert!(!path.exists(), "to look has made the file");
+        let alone = Lock::acquire(&path, Duration::ZERO).unwrap();
+        assert!(matches!(Lock::share(&path), Err(Error::Locked { .. })));
+        drop(alone);
+        let shared = [Lock::share(&path).unwrap(), Lock::share(&path).unwrap()];
+        assert!(shared.iter().all(Option::is_some));
+        assert!(matches!(Lock::acquire(&path, Duration::ZERO), Err(Error::Locked { .. })));
+        drop(shared);
+        Lock::acquire(&path, Duration::ZERO).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Namespaces of a process's own.
+//! Namespaces of a process's own, and what it may do.
 
 use rustix::thread::UnshareFlags;
 
@@ -32,6 +32,17 @@ pub fn unshare(namespaces: &[Namespace]) -> Result<(), Error> {
     #[allow(unsafe_code)]
     unsafe { rustix::thread::unshare_unsafe(flags) }
         .map_err(|errno| Error::Unshare { namespaces: namespaces.to_vec(), source: errno.into() })
+}
+
+/// Whether the calling thread has CAP_NET_ADMIN, which changing links takes. In a user namespace that holds for the network
+/// namespaces that belong to it.
+///
+/// # Errors
+/// [`Error::Capabilities`]: the kernel does not say.
+pub fn may_change_network() -> Result<bool, Error> {
+    let sets =
+        rustix::thread::capabilities(None).map_err(|errno| Error::Capabilities { source: errno.into() })?;
+    Ok(sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
 }
 
 /// Keeps programs that are started from now on from inheriting descriptors other than standard input, output and error: those

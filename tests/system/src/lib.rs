@@ -250,6 +250,28 @@ impl Node {
         }
     }
 
+    /// As [`Node::snapshot`], once nothing comes by itself any more: IPv6 link-local addresses come and go with the state of a link, a moment
+    /// after it; what the administrator set does not. So each link that is up must have its own before anything is compared; a link in a
+    /// bond or a bridge has none.
+    ///
+    /// # Panics
+    /// When it does not settle within 10 s.
+    #[must_use]
+    pub fn settled(&self) -> Value {
+        self.sh(
+            "for i in $(seq 100); do
+               missing=
+               for link in $(ip -j link show up nomaster | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do
+                 [ $link = lo ] || ip -6 -o addr show dev $link scope link -tentative | grep -q . || missing=\"$missing $link\"
+               done
+               [ \"$missing\" ] || exit 0
+               sleep 0.1
+             done
+             echo no link-local address on$missing >&2; exit 1",
+        );
+        self.snapshot()
+    }
+
     /// All that must be the same before and after: links (with alternative names, MTU, MAC, state), addresses, routes.
     ///
     /// Times to live, counters of the kernel and the order of flags that it computes are left out.

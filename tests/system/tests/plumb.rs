@@ -26,21 +26,8 @@ fn node() -> Node {
     node
 }
 
-/// IPv6 link-local addresses come and go with the state of a link, a moment after it; what the administrator set does not. So each link
-/// that is up must have its own before anything is compared; a link in a bond or a bridge has none.
 fn settled(node: &Node) -> Value {
-    node.sh(
-        "for i in $(seq 100); do
-           missing=
-           for link in $(ip -j link show up nomaster | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do
-             [ $link = lo ] || ip -6 -o addr show dev $link scope link -tentative | grep -q . || missing=\"$missing $link\"
-           done
-           [ \"$missing\" ] || exit 0
-           sleep 0.1
-         done
-         echo no link-local address on$missing >&2; exit 1",
-    );
-    node.snapshot()
+    node.settled()
 }
 
 fn nothing_is_left(node: &Node) {

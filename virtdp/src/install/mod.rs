@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use ledger::Ledger;
+use ledger::{Ledger, Stage};
 
 use network::MetaPlugin;
 use programs::Programs;
@@ -145,9 +145,12 @@ fn left_behind(state: &Path) -> Result<Vec<String>> {
     let mut left: Vec<String> = listing
         .leases
         .iter()
-        .map(|lease| match &lease.owner.pod {
-            Some(pod) => format!("{} in pod {}/{}", lease.device, pod.namespace, pod.name),
-            None => format!("{} in container {}", lease.device, lease.owner.container_id),
+        .map(|lease| match (&lease.stage, &lease.owner.pod) {
+            (Stage::Displaced { .. }, _) => {
+                format!("{} is home, and the DEL of {} has not come", lease.device, lease.owner)
+            }
+            (_, Some(pod)) => format!("{} in pod {}/{}", lease.device, pod.namespace, pod.name),
+            (_, None) => format!("{} in container {}", lease.device, lease.owner.container_id),
         })
         .collect();
     left.extend(listing.unusable.iter().map(ToString::to_string));

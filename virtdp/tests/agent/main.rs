@@ -10,5 +10,6 @@ mod observe;
 mod offer;
 mod openmetrics;
 mod register;
+mod repatriate;
 mod stage;
 mod trouble;

@@ -65,6 +65,9 @@ const WRONG_EDITS: [(&str, &str, &str, &[&str]); 5] = [
     ),
 ];
 
+/// Reads the DaemonSet, and fails unless one container may do one thing more than nothing.
+const ONE_CAPABILITY: &str = r#"tr -d ' \n' | grep -o '"add":\[[^]]*\],"drop":\["ALL"\]' | grep -x '"add":\["NET_ADMIN"\],"drop":\["ALL"\]' | wc -l | grep -x 1"#;
+
 /// Values that the chart refuses, and the key that the refusal names.
 const WRONG_VALUES: [(&str, &str); 8] = [
     ("--set resource=virt", "resource"),
@@ -178,7 +181,14 @@ impl Desk<'_> {
             "it takes other values",
             &format!(
                 "helm upgrade virtnet {CHART} --namespace virtnet --set meta.enabled=false --set node.kubeletDir=/var/lib/k0s/kubelet \
-                 --set resource=example.com/nic --set 'drivers={{virtio_net,vmxnet3}}' --set image.repository=registry.example/virtnet"
+                 --set resource=example.com/nic --set 'drivers={{virtio_net,vmxnet3}}' --set image.repository=registry.example/virtnet \
+                 --set repatriate=true"
+            ),
+        )?;
+        self.succeeds(
+            "the switch adds one capability, to virtdp alone",
+            &format!(
+                "kubectl get --namespace virtnet daemonset/virtnet-virtdp --output=json | {ONE_CAPABILITY}"
             ),
         )?;
         self.refused(
@@ -244,8 +254,34 @@ impl Desk<'_> {
             };
             self.screen.check(&format!("{file} is what the overlay gives"), outcome);
         }
+        let overlay = self.repatriating()?;
+        self.succeeds(
+            "the component adds one capability, to virtdp alone",
+            &format!(
+                "kubectl apply -k {} --dry-run=server --output=json | {ONE_CAPABILITY}",
+                overlay.display()
+            ),
+        )?;
         // What the next step is about.
         self.quietly("kubectl apply -k deployments/kustomize/overlays/virt-meta")
+    }
+
+    /// An overlay as install.md says, with the component that lets virtdp bring NICs home.
+    fn repatriating(&self) -> Result<PathBuf> {
+        let folder = self.home.join("overlay");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let folder = folder.canonicalize().context("cannot find the folder again")?;
+        // kustomize takes no absolute paths.
+        let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
+        let deployments =
+            up.join(self.workspace.strip_prefix("/").unwrap_or(&self.workspace)).join("deployments");
+        let text = format!(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n- {deployments}/kustomize/overlays/multus\n\
+             components:\n- {deployments}/kustomize/components/repatriate\n",
+            deployments = deployments.display()
+        );
+        fs::write(folder.join("kustomization.yaml"), text).context("cannot write an overlay")?;
+        Ok(folder)
     }
 
     fn rights(&mut self) -> Result<()> {

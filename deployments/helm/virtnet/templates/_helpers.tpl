@@ -13,10 +13,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "virtnet.unprivileged" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
-capabilities:
-  drop: ["ALL"]
 seccompProfile:
   type: RuntimeDefault
+{{- /* The last, so that one may be added. */}}
+capabilities:
+  drop: ["ALL"]
 {{- end -}}
 
 {{- define "virtnet.probe" -}}
