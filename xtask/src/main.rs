@@ -1,10 +1,11 @@
-//! The project's commands: demo, test, kubernetes, image, vm, build.
+//! The project's commands: demo, test, fuzz, kubernetes, image, vm, build.
 
 mod bench;
 mod build;
 mod demo;
 #[cfg(test)]
 mod documents;
+mod fuzz;
 mod image;
 mod kubernetes;
 mod packages;
@@ -34,6 +35,8 @@ enum Command {
     Test(test::Options),
     /// Measure boot time, sizes, memory, and what plumbing a NIC costs beside `ip link set ... netns`
     Bench(bench::Options),
+    /// Feed bytes that nobody thought of to what reads input, under libFuzzer
+    Fuzz(fuzz::Options),
     /// Walk through the whole flow on a real Kubernetes node in a VM, once with each meta plugin
     Kubernetes(kubernetes::Options),
     /// Make the container image, with its bill of materials: an OCI archive for each architecture
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options, &progress),
         Command::Test(options) => test::run(options, &progress),
         Command::Bench(options) => bench::run(options, &progress),
+        Command::Fuzz(options) => fuzz::run(options, &progress),
         Command::Kubernetes(options) => kubernetes::run(options, &progress),
         Command::Image(options) => image::command::run(options, &progress),
         Command::Manifests(options) => kubernetes::manifests::make(options, &progress),
