@@ -20,6 +20,8 @@ pub(crate) const CHECK_FAILED: Code = Code(106);
 pub(crate) const NO_ADDRESS: Code = Code(107);
 /// 108: the lease of the device cannot be used, or no lease can be written.
 pub(crate) const LEDGER: Code = Code(108);
+/// 109: the device ID has gone to another NIC.
+pub(crate) const ANOTHER_NIC: Code = Code(109);
 
 /// An error of the kernel or a file while doing `what`.
 pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(linux::Error) -> Error {

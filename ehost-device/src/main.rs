@@ -8,6 +8,7 @@
 mod check;
 mod code;
 mod config;
+mod identity;
 mod owner;
 mod plumb;
 mod release;

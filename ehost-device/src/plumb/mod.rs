@@ -1,6 +1,7 @@
 //! ADD: the NIC into the pod, with addresses, or nothing changed at all.
 //!
-//! 1. lock the device; see whose it is, and that it does not carry the node; see that its names are free in the pod;
+//! 1. lock the device; see that it is the NIC that is known by its ID, whose it is, and that it does not carry the node; see that its
+//!    names are free in the pod;
 //! 2. write the lease: from here on every process that comes after us can undo what we do;
 //! 3. move and rename in one message; IPAM; addresses, routes;
 //! 4. note in the lease that it is complete.
@@ -21,6 +22,7 @@ use nic::{DeviceId, IfName, Link};
 
 use crate::code::{self, DEVICE_NOT_FOUND, NAME_TAKEN, NOT_HOME};
 use crate::config::Settings;
+use crate::identity::Identity;
 use crate::owner::{self, Standing};
 use crate::select::{self, Chosen};
 
@@ -50,7 +52,12 @@ pub(crate) fn add(add: &Add) -> Result<Success, Error> {
     let entry = ledger.lock(&chosen.id, LOCK_PATIENCE).map_err(code::ledger)?;
 
     let wanted = owner::owner(add, &pod.netns);
+    let boot_id = node.boot_id.clone();
+    let identity = Identity::read(ledger, &entry, &settings.selector, &wanted, &boot_id)?;
+    // Before its lease is closed, which may be all that tells.
+    chosen.link.as_ref().map_or(Ok(()), |link| identity.confirm(link))?;
     let (link, inherited) = clear(&mut node, &entry, &settings, &wanted)?;
+    identity.confirm(&link)?;
     owner::spare_the_lifeline(&mut node, &link, settings.allow_lifeline)?;
     names_are_free(&mut pod, &link, &add.if_name)?;
     let lease = lease(&mut node, &entry, &link, inherited, wanted)?;
