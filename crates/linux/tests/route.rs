@@ -454,3 +454,33 @@ fn events_that_the_kernel_had_to_drop_are_told() {
     let next = monitor.wait(Instant::now() + Duration::from_secs(30)).unwrap();
     assert!(matches!(&next, Some(Event::Link(link)) if link.mtu == 1999), "{next:?}");
 }
+
+#[test]
+fn a_link_that_left_is_heard_of_where_it_is_and_no_namespace_is_held_open_for_that() {
+    let mut space = Space::new();
+    let pod = Netns::create().unwrap();
+    space.spare("dm0", "");
+    space.ip("link set dm0 up");
+    let mut monitor = space.netns.run(|| Monitor::open_for_all(Groups::LINKS)).unwrap().unwrap();
+    let index = space.link("dm0").index;
+    let change = LinkChange { netns: Some(pod.as_fd()), name: Some(&name("net1")), ..LinkChange::default() };
+    space.socket.change_link(index, &change).unwrap();
+    let mut wait_for = |what: &str, wanted: &dyn Fn(&Event) -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !monitor.wait(deadline).unwrap().is_some_and(|event| wanted(&event)) {
+            assert!(Instant::now() < deadline, "not heard: {what}");
+        }
+    };
+    let of_pod = |event: &Event, up: bool| matches!(event, Event::Link(link) if link.name == name("net1") && link.up == up);
+    pod.route_socket()
+        .unwrap()
+        .change_link(index, &LinkChange { up: Some(true), ..LinkChange::default() })
+        .unwrap();
+    wait_for("net1 is up", &|event| of_pod(event, true));
+    // The namespace ends with its last handle: the veth end is deleted with it, and its peer goes, too.
+    drop(pod);
+    wait_for(
+        "the peer is gone",
+        &|event| matches!(event, Event::LinkGone { link, .. } if link.name == name("dm0-p")),
+    );
+}

@@ -26,12 +26,16 @@ const REOPEN_AFTER: Duration = Duration::from_secs(5);
 pub(crate) struct Changes {
     uevents: Source<uevent::Socket>,
     routes: Source<Monitor>,
+    /// Links of other network namespaces, where the agent may hear of them.
+    pods: Option<Source<Monitor>>,
 }
 
 impl Changes {
     /// Opens the sources, in the network namespace of the calling thread. Never fails: see the module.
     pub(crate) fn new() -> Self {
+        let pods = || Monitor::open_for_all(Groups::LINKS);
         Changes {
+            pods: pods().is_ok().then(|| Source::new("links in pods", pods, network_changed)),
             uevents: Source::new("uevents", uevent::Socket::open, devices_changed),
             routes: Source::new("rtnetlink", || Monitor::open(Groups::ALL), network_changed),
         }
@@ -54,7 +58,15 @@ impl Changes {
         tokio::select! {
             () = self.uevents.next() => {}
             () = self.routes.next() => {}
+            () = next_in_pods(&mut self.pods) => {}
         }
+    }
+}
+
+async fn next_in_pods(pods: &mut Option<Source<Monitor>>) {
+    match pods {
+        Some(pods) => pods.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -102,7 +114,10 @@ impl<S: AsFd + AsRawFd> Source<S> {
                 Err(error) => Err(error.to_string()),
             };
             match drained {
-                Ok(true) => return,
+                Ok(true) => {
+                    debug!(source = self.name, "something changed");
+                    return;
+                }
                 Ok(false) => {}
                 Err(reason) => {
                     warn!(source = self.name, reason, "changes are not heard for a moment");

@@ -96,6 +96,17 @@ impl Monitor {
         Ok(Monitor { socket, buffer: vec![0; BUFFER], waiting: std::collections::VecDeque::new() })
     }
 
+    /// Subscribes as [`Monitor::open`] does, to the changes of other network namespaces as well: those that have a number in this one,
+    /// as each has that a NIC went to from here.
+    ///
+    /// # Errors
+    /// [`Error::Socket`]; without CAP_NET_BROADCAST the kernel refuses.
+    pub fn open_for_all(groups: Groups) -> Result<Self, Error> {
+        let monitor = Monitor::open(groups)?;
+        let listening = monitor.socket.set_listen_all_namespaces(true);
+        listening.map(|()| monitor).map_err(|source| Error::Socket { kind: "netlink", source })
+    }
+
     /// The next event, waiting for it until `deadline`; `None` when that has passed.
     ///
     /// # Errors
