@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use kubelet_api::KubeletDir;
 use nic::{DeviceId, Pool, ResourceName};
 
+use crate::allocate::Extras;
 use crate::discover::{Host, List};
 use crate::install;
 use crate::log::{Logging, Style};
@@ -25,6 +26,10 @@ pub(crate) struct Settings {
     pub(crate) state: PathBuf,
     /// Where device-info files go.
     pub(crate) device_info: PathBuf,
+    /// Where CDI files go.
+    pub(crate) cdi: PathBuf,
+    /// What containers get besides the NIC.
+    pub(crate) extras: Extras,
     /// A mounted sysfs.
     pub(crate) sysfs: PathBuf,
     /// Addresses of the node.
@@ -108,6 +113,18 @@ struct NodeArguments {
     /// Where device-info files are written
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/run/k8s.cni.cncf.io/devinfo/dp")]
     device_info_dir: PathBuf,
+    /// Give containers /dev/vhost-net and /dev/net/tun, too
+    #[arg(long, global = true)]
+    need_vhost_net: bool,
+    /// Give containers /dev/net/tun, too
+    #[arg(long, global = true)]
+    need_tun: bool,
+    /// Give device nodes through CDI: the container runtime must have it switched on
+    #[arg(long, global = true)]
+    cdi: bool,
+    /// Where CDI files are written
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/run/cdi")]
+    cdi_dir: PathBuf,
     /// The mounted sysfs
     #[arg(long, global = true, value_name = "DIR", default_value = "/sys")]
     sysfs: PathBuf,
@@ -145,6 +162,8 @@ impl Arguments {
             kubelet: KubeletDir::at(&node.kubelet_dir),
             state: node.state_dir.clone(),
             device_info: node.device_info_dir.clone(),
+            cdi: node.cdi_dir.clone(),
+            extras: Extras { vhost_net: node.need_vhost_net, tun: node.need_tun, cdi: node.cdi },
             sysfs: node.sysfs.clone(),
             node_addresses: all(node.node_addresses.iter().chain(&node.more_node_ips)),
             api_servers: [node.api_servers.clone(), all(&node.pods_api_server)].concat(),

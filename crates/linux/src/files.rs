@@ -25,6 +25,29 @@ pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Erro
 /// # Errors
 /// [`Error::File`] with the step that failed.
 pub fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let failed = |step, source| Error::File { step, path: dir.join(name), source };
+    let file = beside(dir, name, bytes, mode)?;
+    file.as_file().sync_all().map_err(|source| failed("sync", source))?;
+    file.persist(dir.join(name)).map_err(|error| failed("replace", error.error))?;
+    sync_folder(dir)
+}
+
+/// As [`replace`], but not synced: whole or absent for whoever looks, and for what is made anew after a crash anyway.
+///
+/// # Errors
+/// [`Error::File`] with the step that failed.
+pub fn replace_unsynced(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let path = dir.join(name);
+    let failed = |error: tempfile::PersistError| Error::File {
+        step: "replace",
+        path: path.clone(),
+        source: error.error,
+    };
+    beside(dir, name, bytes, mode)?.persist(&path).map(drop).map_err(failed)
+}
+
+/// A temporary file with this content, to become `dir/name`.
+fn beside(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<tempfile::NamedTempFile, Error> {
     let path = dir.join(name);
     let failed = |step, path: &Path, source| Error::File { step, path: path.to_owned(), source };
     let mut file = tempfile::Builder::new()
@@ -36,9 +59,7 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Er
     file.as_file()
         .set_permissions(std::fs::Permissions::from_mode(mode))
         .map_err(|source| failed("set the permissions of", &path, source))?;
-    file.as_file().sync_all().map_err(|source| failed("sync", &path, source))?;
-    file.persist(&path).map_err(|error| failed("replace", &path, error.error))?;
-    sync_folder(dir)
+    Ok(file)
 }
 
 /// Makes a folder, and those above it that are absent, for their owner only (0700). A folder that is there stays as it
@@ -152,6 +173,8 @@ mod tests {
     fn a_file_is_replaced_whole_and_nothing_else_stays() {
         let folder = tempfile::tempdir().unwrap();
         write_atomically(folder.path(), "lease", b"one").unwrap();
+        write_atomically(folder.path(), "lease", b"two").unwrap();
+        replace_unsynced(folder.path(), "lease", b"three", 0o644).unwrap();
         write_atomically(folder.path(), "lease", b"two").unwrap();
         assert_eq!(std::fs::read(folder.path().join("lease")).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -19,7 +19,7 @@ mod wire;
 pub use device::Devices;
 pub use error::{Error, Refusal, chain};
 pub use netns::Netns;
-pub use sysfs::{Found, Sysfs, Unreadable};
+pub use sysfs::{Found, Sysfs, Unreadable, VfioGroup};
 
 /// The kernel's random identity of this boot (`/proc/sys/kernel/random/boot_id`).
 ///

@@ -45,6 +45,36 @@ pub struct Unreadable {
     pub why: String,
 }
 
+/// The group through which a process drives a PCI function that vfio-pci holds: one group, one file.
+///
+/// Source: Documentation/driver-api/vfio.rst, `vfio_noiommu_group_alloc` in drivers/vfio/group.c.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VfioGroup {
+    /// An IOMMU keeps the device away from what is not its user's.
+    Iommu(u32),
+    /// There is no IOMMU (module parameter `enable_unsafe_noiommu_mode`), and the device can reach all memory.
+    NoIommu(u32),
+}
+
+impl VfioGroup {
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            VfioGroup::Iommu(number) | VfioGroup::NoIommu(number) => number,
+        }
+    }
+
+    /// Its file on the node.
+    #[must_use]
+    pub fn device_node(self) -> String {
+        match self {
+            VfioGroup::Iommu(number) => format!("/dev/vfio/{number}"),
+            VfioGroup::NoIommu(number) => format!("/dev/vfio/noiommu-{number}"),
+        }
+    }
+}
+
 /// PCI base class 02h: network controller.
 const PCI_CLASS_NETWORK: u32 = 0x02;
 /// `VIRTIO_ID_NET` in include/uapi/linux/virtio_ids.h.
@@ -91,6 +121,24 @@ impl Sysfs {
             search.take(&device, network, |device| self.pci_nic(device));
         }
         Ok(Found { nics: search.nics.into_values().collect(), unreadable: search.unreadable })
+    }
+
+    /// The group of a PCI function that vfio-pci holds.
+    ///
+    /// # Errors
+    /// The function is in no group, or its group has no number.
+    pub fn vfio_group(&self, address: PciAddress) -> Result<VfioGroup, Error> {
+        let path = self.root.join("bus/pci/devices").join(address.to_string()).join("iommu_group");
+        let failed = |source| Error::File { step: "read the IOMMU group", path: path.clone(), source };
+        let target = fs::read_link(&path).map_err(failed)?;
+        let number = target.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        let number =
+            number.ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidData, "it has no number")))?;
+        // Only vfio gives a group a name.
+        match attribute(&path.join("name")).as_deref() {
+            Ok("vfio-noiommu") => Ok(VfioGroup::NoIommu(number)),
+            _ => Ok(VfioGroup::Iommu(number)),
+        }
     }
 
     /// All interfaces of the network namespace that this sysfs was mounted in.

@@ -94,6 +94,16 @@ impl Tree {
         self.link(position, "driver", &drivers);
     }
 
+    /// Puts the device at `position` into an IOMMU group. vfio without IOMMU names the group.
+    pub fn iommu_group(&self, position: &str, number: u32, name: Option<&str>) {
+        let group = format!("kernel/iommu_groups/{number}");
+        fs::create_dir_all(self.path().join(&group)).unwrap();
+        if let Some(name) = name {
+            fs::write(self.path().join(&group).join("name"), format!("{name}\n")).unwrap();
+        }
+        self.link(position, "iommu_group", &group);
+    }
+
     /// An interface of the device at `position`, or one without a device.
     pub fn interface(&self, position: Option<&str>, name: &str, index: u32) {
         let folder = match position {

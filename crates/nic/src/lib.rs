@@ -18,4 +18,4 @@ pub use facts::{Address, Link, Route};
 pub use lifeline::{Lifeline, Named};
 pub use name::{DeviceId, IfName, NameError, ResourceName};
 pub use node::{Disagreement, Health, NodeFacts, Pool, Skip, Standing};
-pub use preference::{Candidate, prefer};
+pub use preference::{COOL_DOWN, Candidate, Used, prefer};

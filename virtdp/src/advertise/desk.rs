@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::offers::{Offer, Offers, Refusal};
-use crate::allocate::{DeviceInfo, checkpoint};
+use crate::allocate::{Allocator, checkpoint};
 use crate::cli::Settings;
 use crate::discover::Sight;
 
@@ -55,7 +55,7 @@ pub(crate) async fn run(
     list: watch::Sender<List>,
     stop: CancellationToken,
 ) {
-    let device_info = DeviceInfo::new(&settings);
+    let allocator = Allocator::new(&settings);
     let mut offers: Option<Offers> = None;
     loop {
         let expiry = offers.as_ref().and_then(|offers| offers.expires(Instant::now()));
@@ -72,8 +72,7 @@ pub(crate) async fn run(
                     (Sight::Clear(survey), none) => {
                         let given = given(&settings);
                         let begun = none.insert(Offers::begin(&survey, &given, now));
-                        // The kubelet replays old answers to Allocate after a reboot, and /run is empty then.
-                        device_info.write(begun.in_use(&given)).await;
+                        allocator.begin(begun.in_use(&given)).await;
                     }
                     (Sight::Blind(why), Some(offers)) => offers.go_blind(&why),
                     // Without one clear look there is nothing to offer, and what pods have must not be missing.
@@ -100,14 +99,12 @@ pub(crate) async fn run(
             () = stop.cancelled() => return,
         }
         if let Some(offers) = &offers {
-            let new = offers.list();
-            list.send_if_modified(|old| {
-                let differs = old.as_deref() != Some(&new);
-                if differs {
-                    *old = Some(Arc::new(new));
-                }
-                differs
-            });
+            let new = Arc::new(offers.list());
+            if list.borrow().as_ref() != Some(&new) {
+                // Before the kubelet knows of a device, what others read about it is there.
+                allocator.follow(Arc::clone(&new)).await;
+                list.send_replace(Some(new));
+            }
         }
     }
 }
@@ -164,6 +161,8 @@ mod tests {
             api_servers: Vec::new(),
             offer_lifeline: std::collections::BTreeSet::new(),
             listen: None,
+            cdi: root.path().to_owned(),
+            extras: crate::allocate::Extras::default(),
         };
         let (sight, sight_out) = watch::channel(Sight::Unknown);
         let (list, list_out) = watch::channel(None);

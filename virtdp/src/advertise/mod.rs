@@ -29,6 +29,8 @@ use crate::observe::View;
 
 pub(crate) use self::desk::{Desk, List, run as offer};
 pub(crate) use self::folder::PREFIX as SOCKET_PREFIX;
+#[cfg(test)]
+pub(crate) use self::offers::LastUse;
 pub(crate) use self::offers::{Offer, Refusal};
 pub(crate) use self::session::Ended;
 

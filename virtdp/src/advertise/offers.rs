@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use nic::{DeviceId, Health, MacAddr, PciAddress, Standing};
+use nic::{DeviceId, Health, MacAddr, PciAddress, Standing, Used};
 use tokio::time::Instant;
 
+use crate::allocate::VFIO;
 use crate::discover::{Seen, Survey};
 
 /// How long what is withdrawn is listed as Unhealthy before it leaves the list.
@@ -28,6 +29,30 @@ pub(crate) struct Offer {
     pub(crate) driver: Option<String>,
     /// What the hardware was made with, where that is known.
     pub(crate) mac: Option<MacAddr>,
+    pub(crate) used: LastUse,
+}
+
+/// When a device was in a pod's hands last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LastUse {
+    /// Not since this process started.
+    #[default]
+    Unknown,
+    /// It was given to a pod, or came home.
+    At(Instant),
+    /// It is away, by the ledger or because its interface is not here.
+    Away,
+}
+
+impl Offer {
+    /// For the choice of devices.
+    pub(crate) fn used(&self, now: Instant) -> Used {
+        match self.used {
+            LastUse::Unknown => Used::Never,
+            LastUse::At(when) => Used::before(now.saturating_duration_since(when)),
+            LastUse::Away => Used::Now,
+        }
+    }
 }
 
 /// Why a device cannot be allocated.
@@ -81,7 +106,9 @@ impl Offers {
         let mut offers = Offers::default();
         for id in given {
             let pci = id.pci();
-            let offer = Offer { id: id.clone(), ill: None, numa_node: None, pci, driver: None, mac: None };
+            let used = LastUse::At(now);
+            let offer =
+                Offer { id: id.clone(), ill: None, numa_node: None, pci, driver: None, mac: None, used };
             let entry = Entry { offer, withdrawn: None, in_flight_until: None };
             offers.entries.insert((pci, id.clone()), entry);
         }
@@ -99,7 +126,7 @@ impl Offers {
             let key = (seen.nic.id.pci(), seen.nic.id.clone());
             match &seen.standing {
                 Standing::Offered(health) | Standing::Insisted(health, _) => {
-                    self.offer(&key, seen, health, survey);
+                    self.offer(&key, seen, health, survey, now);
                     offered.insert(key);
                 }
                 Standing::Skipped(skip) => drop(self.skipped.insert(key.1, skip.to_string())),
@@ -114,9 +141,23 @@ impl Offers {
         }
     }
 
-    fn offer(&mut self, key: &(Option<PciAddress>, DeviceId), seen: &Seen, health: &Health, survey: &Survey) {
+    fn offer(
+        &mut self,
+        key: &(Option<PciAddress>, DeviceId),
+        seen: &Seen,
+        health: &Health,
+        survey: &Survey,
+        now: Instant,
+    ) {
         let known = self.entries.remove(key);
         let lease = survey.leases.get(&seen.nic.id);
+        // Only what vfio holds has no interface anywhere.
+        let is_here = !seen.nic.interfaces.is_empty() || seen.nic.driver.as_deref() == Some(VFIO);
+        let used = match known.as_ref().map(|entry| entry.offer.used).unwrap_or_default() {
+            _ if lease.is_some() || !is_here => LastUse::Away,
+            LastUse::Away => LastUse::At(now),
+            before => before,
+        };
         let known_mac = known.as_ref().and_then(|entry| entry.offer.mac);
         let offer = Offer {
             id: seen.nic.id.clone(),
@@ -129,6 +170,7 @@ impl Offers {
             driver: seen.nic.driver.clone(),
             // From afar, the MAC of a NIC in a pod cannot be seen.
             mac: seen.mac().or_else(|| lease?.mac).or(known_mac),
+            used,
         };
         let in_flight_until = known.and_then(|entry| entry.in_flight_until);
         self.entries.insert(key.clone(), Entry { offer, withdrawn: None, in_flight_until });
@@ -201,6 +243,9 @@ impl Offers {
         for ((_, id), entry) in &mut self.entries {
             if wanted.contains(id.as_str()) {
                 entry.in_flight_until = Some(now + IN_FLIGHT_FOR);
+                if entry.offer.used != LastUse::Away {
+                    entry.offer.used = LastUse::At(now);
+                }
             }
         }
         Ok(list.into_iter().filter(|offer| wanted.contains(offer.id.as_str())).collect())

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::desk::{Desk, List};
 use super::offers::{Offer, Refusal};
 use super::session::options;
-use crate::allocate::{self, DeviceInfo};
+use crate::allocate::{self, Allocator, Failure};
 use crate::cli::Settings;
 use crate::observe::{Metrics, View};
 
@@ -39,8 +39,8 @@ pub(crate) struct Service {
     resource: ResourceName,
     list: watch::Receiver<List>,
     desk: Desk,
-    device_info: DeviceInfo,
     pub(super) view: View,
+    allocator: Allocator,
     streams: watch::Sender<Streams>,
     /// It was said that the kubelet accepted us.
     accepted: Arc<AtomicBool>,
@@ -59,8 +59,8 @@ impl Service {
             resource: settings.pool.resource.clone(),
             list,
             desk,
-            device_info: DeviceInfo::new(settings),
             view,
+            allocator: Allocator::new(settings),
             streams: watch::Sender::default(),
             accepted: Arc::default(),
             started,
@@ -102,7 +102,7 @@ impl DevicePlugin for Service {
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
         let list = self.list.borrow().clone().unwrap_or_default();
-        let response = allocate::preferred(request.get_ref(), &list);
+        let response = allocate::preferred(request.get_ref(), &list, Instant::now());
         debug!(preferred = ?response.container_responses, "GetPreferredAllocation");
         Ok(Response::new(response))
     }
@@ -124,8 +124,15 @@ impl DevicePlugin for Service {
         for offer in containers.iter().flatten() {
             info!("DeviceID in Allocate: {}", offer.id);
         }
-        self.device_info.write(containers.iter().flatten().cloned().collect()).await;
-        Ok(Response::new(allocate::response(&self.resource, &containers)))
+        let list = self.list.borrow().clone().unwrap_or_default();
+        let answer = self.allocator.answer(containers, list).await;
+        Ok(Response::new(answer.map_err(|failure| {
+            warn!(reason = %failure, "Allocate failed");
+            match failure {
+                Failure::Unusable { .. } => Status::failed_precondition(failure.to_string()),
+                Failure::Stopping => Status::unavailable(failure.to_string()),
+            }
+        })?))
     }
 
     async fn pre_start_container(

@@ -84,6 +84,134 @@ async fn nics_of_one_numa_node_are_preferred() {
     assert_eq!(answer.container_responses[0].device_ids, [SECOND, "0000:00:0b.0"]);
 }
 
+/// A real kubelet deletes a pod without grace and gives its device to the next one before the CNI DEL has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nic_that_is_not_home_or_came_home_just_now_is_not_the_next_pods_if_there_is_another() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    stage.lease(FIRST);
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let _agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    assert_eq!(plugin.list().await.unwrap().len(), 2);
+    assert_eq!(plugin.prefers(&[FIRST, SECOND]).await, [SECOND]);
+    // Given a moment ago is better than still away.
+    plugin.allocate(&[&[SECOND]]).await.unwrap();
+    assert_eq!(plugin.prefers(&[FIRST, SECOND]).await, [SECOND]);
+    assert_eq!(plugin.prefers(&[FIRST]).await, [FIRST]);
+    // Whether or not that it came home is known already.
+    stage.close_lease(FIRST);
+    assert_eq!(plugin.prefers(&[FIRST, SECOND]).await, [SECOND]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nic_that_vfio_holds_is_offered_when_asked_for_and_comes_with_its_group() {
+    let stage = Stage::with_spares(&[FIRST]);
+    stage.vfio_nic(SECOND, 12);
+    let discovered = String::from_utf8(stage.discover(&[]).stdout).unwrap();
+    let line = discovered.lines().find(|line| line.starts_with(SECOND)).unwrap();
+    assert!(line.contains("skipped") && line.contains("driver vfio-pci is not in the pool's list"), "{line}");
+
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let mut command = stage.command();
+    command.extend(["--driver=virtio_net", "--driver=vfio-pci", "--need-vhost-net"].map(String::from));
+    let _agent = stage.start_as(&command);
+    let mut plugin = kubelet.plugin().await;
+    plugin.lists(&["0000:00:09.0 Healthy []", "0000:00:0a.0 Healthy []"]).await;
+    let answer = plugin.allocate(&[&[SECOND], &[FIRST]]).await.unwrap();
+    let nodes = |n: usize| -> Vec<String> {
+        let specs = answer.container_responses[n].devices.iter();
+        specs.map(|node| format!("{} {} {}", node.host_path, node.container_path, node.permissions)).collect()
+    };
+    assert_eq!(
+        nodes(0),
+        [
+            "/dev/net/tun /dev/net/tun rw",
+            "/dev/vfio/12 /dev/vfio/12 rw",
+            "/dev/vfio/vfio /dev/vfio/vfio rw",
+            "/dev/vhost-net /dev/vhost-net rw"
+        ]
+    );
+    assert_eq!(nodes(1), ["/dev/net/tun /dev/net/tun rw", "/dev/vhost-net /dev/vhost-net rw"]);
+    let info = &answer.container_responses[0].envs["PCIDEVICE_KERNEL_ORG_VIRT_INFO"];
+    let info: serde_json::Value = serde_json::from_str(info).unwrap();
+    assert_eq!(
+        info[SECOND]["vfio"],
+        serde_json::json!({"mount": "/dev/vfio/vfio", "dev-mount": "/dev/vfio/12"})
+    );
+    assert_eq!(
+        read(&stage.path(FILE)),
+        r#"{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:00:0a.0","vhost-net":"/dev/vhost-net"}}"#
+    );
+
+    std::fs::remove_file(stage.tree.folder(&crate::stage::position(SECOND)).join("iommu_group")).unwrap();
+    let refused = plugin.allocate(&[&[SECOND]]).await.unwrap_err();
+    assert!(refused.message().contains("device 0000:00:0a.0 cannot be used by a container"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_cdi_devices_are_named_and_their_file_follows_the_list() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    std::fs::create_dir_all(stage.path("cdi")).unwrap();
+    std::fs::write(stage.path("cdi/virtnet-old.example_nics.json"), "{}").unwrap();
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let mut command = stage.command();
+    command.extend(["--need-tun", "--cdi"].map(String::from));
+    let mut agent = stage.start_as(&command);
+    let mut plugin = kubelet.plugin().await;
+    let files = || -> Vec<String> {
+        let entries = std::fs::read_dir(stage.path("cdi")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(files(), ["virtnet-kernel.org_virt.json"]);
+    let answer = plugin.allocate(&[&[FIRST, SECOND]]).await.unwrap().container_responses.remove(0);
+    let names: Vec<&str> = answer.cdi_devices.iter().map(|device| device.name.as_str()).collect();
+    assert_eq!(names, ["kernel.org/virt=0000:00:09.0", "kernel.org/virt=0000:00:0a.0"]);
+    assert!(answer.devices.is_empty());
+    let file = stage.path("cdi/virtnet-kernel.org_virt.json");
+    let devices = || -> Vec<String> {
+        let document: serde_json::Value = serde_json::from_str(&read(&file)).unwrap();
+        let devices = document["devices"].as_array().unwrap().iter();
+        devices.map(|device| device["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(devices(), [FIRST, SECOND]);
+    assert!(read(&file).contains(r#"{"path":"/dev/net/tun","permissions":"rw"}"#));
+
+    // What a reboot took is there again before the kubelet can ask; what is gone from the list is gone from the file.
+    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(devices(), [FIRST, SECOND], "containers that restart meanwhile need it");
+    std::fs::remove_dir_all(stage.path("cdi")).unwrap();
+    stage.tree.unplug(&crate::stage::position(SECOND));
+    stage.ip("link del eth2");
+    stage.tree.remove_interface("eth2-p");
+    let mut agent = stage.start_as(&command);
+    let _plugin = kubelet.plugin().await;
+    assert_eq!(devices(), [FIRST]);
+    assert_eq!(agent.terminate().0, Some(0));
+
+    // Switched off, it goes.
+    let _agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    assert!(files().is_empty());
+    let answer = plugin.allocate(&[&[FIRST]]).await.unwrap().container_responses.remove(0);
+    assert!(answer.cdi_devices.is_empty() && answer.devices.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_a_device_goes_with_the_device() {
+    let stage = Stage::with_spares(&[FIRST]);
+    let folder = stage.path("devinfo/dp");
+    std::fs::create_dir_all(&folder).unwrap();
+    let others = folder.join("example.com-nic-0000:00:0a.0-device.json");
+    for path in [&stage.path(FILE), &others] {
+        std::fs::write(path, "{}").unwrap();
+    }
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let _agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    assert_eq!(plugin.list().await.unwrap().len(), 1);
+    assert!(!stage.path(FILE).exists() && others.exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_vanishes_after_its_allocation_is_kept_in_the_list() {
     let stage = Stage::with_spares(&[FIRST, SECOND]);

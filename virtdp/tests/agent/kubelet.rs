@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use kubelet_api::deviceplugin::device_plugin_client::DevicePluginClient;
 use kubelet_api::deviceplugin::registration_server::{Registration, RegistrationServer};
 use kubelet_api::deviceplugin::{
-    AllocateRequest, AllocateResponse, ContainerAllocateRequest, Empty, ListAndWatchResponse, RegisterRequest,
+    AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerPreferredAllocationRequest, Empty,
+    ListAndWatchResponse, PreferredAllocationRequest, RegisterRequest,
 };
 use kubelet_api::tonic::service::Routes;
 use kubelet_api::tonic::transport::Channel;
@@ -119,6 +120,18 @@ impl Plugin {
             }
             seen.push(list);
         }
+    }
+
+    /// Which one of these it would rather give.
+    pub(crate) async fn prefers(&mut self, available: &[&str]) -> Vec<String> {
+        let ask = ContainerPreferredAllocationRequest {
+            available_device_ids: available.iter().map(ToString::to_string).collect(),
+            must_include_device_ids: Vec::new(),
+            allocation_size: 1,
+        };
+        let request = PreferredAllocationRequest { container_requests: vec![ask] };
+        let answer = self.client.get_preferred_allocation(request).await.unwrap().into_inner();
+        answer.container_responses.into_iter().flat_map(|one| one.device_ids).collect()
     }
 
     pub(crate) async fn allocate(&mut self, containers: &[&[&str]]) -> Result<AllocateResponse, Status> {

@@ -68,6 +68,14 @@ impl Stage {
         self.tree.interface(None, name, self.index(name));
     }
 
+    /// Plugs a NIC in that vfio-pci holds, in this IOMMU group.
+    pub(crate) fn vfio_nic(&self, address: &str, group: u32) {
+        let position = position(address);
+        self.tree.pci(&position, linux::testing::ETHERNET, 0x1af4, 0x1041);
+        self.tree.driver("pci", &position, "vfio-pci");
+        self.tree.iommu_group(&position, group, None);
+    }
+
     /// Moves a NIC's interface out of the node, as a CNI plugin does.
     pub(crate) fn move_away(&self, name: &str, to: &Netns) {
         let index = self.index(name);
@@ -130,6 +138,8 @@ impl Stage {
             path("state"),
             "--device-info-dir".to_owned(),
             path("devinfo/dp"),
+            "--cdi-dir".to_owned(),
+            path("cdi"),
             "--sysfs".to_owned(),
             sysfs,
         ]

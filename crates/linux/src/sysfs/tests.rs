@@ -77,6 +77,27 @@ fn other_nics_are_found_with_their_driver_and_other_devices_are_not() {
 }
 
 #[test]
+fn a_nic_that_vfio_holds_is_found_with_its_group_and_without_a_virtio_device() {
+    let tree = Tree::new();
+    let (position, address) = ("pci0000:00/0000:00:0a.0", "0000:00:0a.0".parse().unwrap());
+    tree.pci(position, ETHERNET, 0x1af4, 0x1041);
+    tree.driver("pci", position, "vfio-pci");
+    assert_eq!(shown(&tree), ["0000:00:0a.0 0000:00:0a.0 vfio-pci []"]);
+    let sysfs = Sysfs::at(tree.path());
+    let group = |sysfs: &Sysfs| sysfs.vfio_group(address);
+    assert!(group(&sysfs).unwrap_err().chain().contains("0000:00:0a.0/iommu_group"));
+    tree.iommu_group(position, 12, None);
+    assert_eq!(group(&sysfs).unwrap(), VfioGroup::Iommu(12));
+    tree.write("../kernel/iommu_groups/12", "name", "another");
+    assert_eq!(group(&sysfs).unwrap().device_node(), "/dev/vfio/12");
+    tree.write("../kernel/iommu_groups/12", "name", "vfio-noiommu");
+    assert_eq!(group(&sysfs).unwrap().device_node(), "/dev/vfio/noiommu-12");
+    std::fs::remove_file(tree.folder(position).join("iommu_group")).unwrap();
+    std::os::unix::fs::symlink("../x/vfio", tree.folder(position).join("iommu_group")).unwrap();
+    assert!(group(&sysfs).unwrap_err().chain().contains("it has no number"));
+}
+
+#[test]
 fn a_nic_whose_interface_is_elsewhere_is_found() {
     let tree = Tree::new();
     let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");

@@ -161,6 +161,42 @@ fn devices_are_given_in_the_order_of_addresses_and_as_often_as_asked() {
     }
 }
 
+#[test]
+fn a_nic_that_is_away_was_given_or_came_home_is_known_as_such() {
+    let start = Instant::now();
+    let at_home = |device: &str| {
+        let interface = nic::Interface { index: 3, name: "eth1".parse().unwrap(), hardware: true };
+        let mut seen = healthy(device);
+        seen.nic.interfaces = vec![interface];
+        seen
+    };
+    let used = |offers: &Offers| offers.list().remove(0).used;
+    let mut offers = begin(&survey(vec![at_home(FIRST)], &[]), start);
+    assert_eq!(used(&offers), LastUse::Unknown);
+    offers.allocate(&[FIRST.into()], start + WITHDRAWN_FOR).unwrap();
+    assert_eq!(used(&offers), LastUse::At(start + WITHDRAWN_FOR));
+    // By the ledger, whether or not the interface is here already; and without the ledger, by the interface.
+    let mut now = start + WITHDRAWN_FOR * 2;
+    for away in [survey(vec![at_home(FIRST)], &[FIRST]), survey(vec![healthy(FIRST)], &[])] {
+        offers.update(&away, now);
+        offers.allocate(&[FIRST.into()], now).unwrap();
+        assert_eq!(used(&offers), LastUse::Away);
+        now += WITHDRAWN_FOR;
+        for later in [now, now + WITHDRAWN_FOR] {
+            offers.update(&survey(vec![at_home(FIRST)], &[]), later);
+            assert_eq!(used(&offers), LastUse::At(now), "it came home once");
+        }
+    }
+    // What vfio holds has no interface.
+    let mut on_vfio = healthy(FIRST);
+    on_vfio.nic.driver = Some(VFIO.into());
+    assert_eq!(used(&begin(&survey(vec![on_vfio], &[]), start)), LastUse::Unknown);
+    // After a restart, what pods have by the kubelet's word was given just now, for all we know.
+    let given = BTreeSet::from([id(FIRST)]);
+    assert_eq!(used(&Offers::begin(&survey(vec![at_home(FIRST)], &[]), &given, start)), LastUse::At(start));
+    assert_eq!(used(&Offers::begin(&survey(vec![at_home(FIRST)], &[FIRST]), &given, start)), LastUse::Away);
+}
+
 proptest! {
     /// Whatever the node shows and whenever, a device never leaves the list that is leased, was just allocated, or was not
     /// listed as Unhealthy before.
