@@ -55,7 +55,7 @@ impl Used {
 
 /// Chooses `size` of the `available` NICs, those in `must` among them.
 ///
-/// All on one NUMA node if that is possible, there on the node where `must` lies, else on one that has enough rested NICs, else on the
+/// All on one NUMA node if that is possible, there on the node where `must` lies, else on one that has enough rested NICs ([`COOL_DOWN`]), else on the
 /// one that is just large enough, so that larger requests still find room; otherwise on as few nodes as possible. Within a node
 /// the same by network. Then whatever was used longest ago, and last by device ID.
 /// The answer is shorter than `size` if there are not enough; the kubelet accepts that.
