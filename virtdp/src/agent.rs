@@ -73,6 +73,8 @@ fn start(settings: &Settings, stop: &CancellationToken) -> JoinSet<()> {
     let metrics = Metrics::default();
     let view = View::new(metrics.clone(), sight_out.clone(), list_out.clone(), desk.clone());
     let mut tasks = JoinSet::new();
+    let to_pods = sight_out.clone();
+    tasks.spawn(observe::tell(settings.events.clone(), to_pods, metrics.clone(), stop.clone()));
     tasks.spawn(discover::follow(settings.clone(), sight, metrics, stop.clone()));
     tasks.spawn(repatriate::run(settings.clone(), sight_out.clone(), stop.clone()));
     tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, list, stop.clone()));

@@ -13,7 +13,7 @@ use crate::allocate::Extras;
 use crate::discover::{Host, List};
 use crate::install;
 use crate::log::{Logging, Style};
-use crate::observe::Listen;
+use crate::observe::{Credentials, Listen};
 
 /// What the agent works on.
 #[derive(Clone, Debug)]
@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) offer_lifeline: BTreeSet<DeviceId>,
     /// Where metrics and health are served.
     pub(crate) listen: Option<Listen>,
+    /// With what Events are posted on pods whose NIC is lost.
+    pub(crate) events: Option<Credentials>,
 }
 
 /// Finds the virtual NICs of this node and offers them to the kubelet as an extended resource.
@@ -131,6 +133,12 @@ struct NodeArguments {
     /// Serve /metrics, /healthz and /readyz at IP:PORT or unix:PATH; nowhere without it
     #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Option<Listen>,
+    /// Post an Event on a pod whose NIC was unplugged or turned ill, as the service account of this pod
+    #[arg(long, global = true)]
+    events: bool,
+    /// Post Events as this kubeconfig says, not as a service account
+    #[arg(long, global = true, value_name = "FILE", requires = "events")]
+    kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +177,10 @@ impl Arguments {
             api_servers: [node.api_servers.clone(), all(&node.pods_api_server)].concat(),
             offer_lifeline: node.offer_lifeline.iter().cloned().collect(),
             listen: node.listen.clone(),
+            events: node.events.then(|| match &node.kubeconfig {
+                Some(path) => Credentials::Kubeconfig(path.clone()),
+                None => Credentials::ServiceAccount,
+            }),
         }
     }
 

@@ -89,7 +89,7 @@ fn head(metadata: &Metadata<'_>, since_epoch: Duration, process: u32) -> String 
         _ => 'I',
     };
     let seconds = since_epoch.as_secs();
-    let (month, day) = month_and_day(seconds / 86_400);
+    let (_, month, day) = civil(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     let file = metadata.file().and_then(|path| path.rsplit('/').next()).unwrap_or("?");
     format!(
@@ -99,15 +99,24 @@ fn head(metadata: &Metadata<'_>, since_epoch: Duration, process: u32) -> String 
     )
 }
 
-/// Month and day of the Gregorian calendar, `days` after 1 January 1970: Howard Hinnant's `civil_from_days`, for days
+/// A time as RFC 3339 writes it, in UTC and whole seconds.
+pub(crate) fn rfc3339(since_epoch: Duration) -> String {
+    let seconds = since_epoch.as_secs();
+    let (year, month, day) = civil(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Year, month and day of the Gregorian calendar, `days` after 1 January 1970: Howard Hinnant's `civil_from_days`, for days
 /// that are not negative.
-fn month_and_day(days: u64) -> (u64, u64) {
-    let of_era = (days + 719_468) % 146_097;
+fn civil(days: u64) -> (u64, u64, u64) {
+    let (era, of_era) = ((days + 719_468) / 146_097, (days + 719_468) % 146_097);
     let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
     let of_year = of_era - (365 * year + year / 4 - year / 100);
     let march_based = (5 * of_year + 2) / 153;
     let day = of_year - (153 * march_based + 2) / 5 + 1;
-    (if march_based < 10 { march_based + 3 } else { march_based - 9 }, day)
+    let (month, next) = if march_based < 10 { (march_based + 3, 0) } else { (march_based - 9, 1) };
+    (era * 400 + year + next, month, day)
 }
 
 #[derive(Default)]
@@ -202,15 +211,18 @@ mod tests {
     fn the_calendar_is_right_on_leap_days_and_at_the_turn_of_the_year() {
         // Days since the epoch as `date -u -d DATE +%s` gives them, by 86400.
         for (days, expected) in [
-            (0, (1, 1)),
-            (58, (2, 28)),
-            (59, (3, 1)),
-            (11_016, (2, 29)),
-            (19_782, (2, 29)),
-            (20_453, (12, 31)),
-            (20_781, (11, 24)),
+            (0, (1970, 1, 1)),
+            (58, (1970, 2, 28)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (19_782, (2024, 2, 29)),
+            (20_453, (2025, 12, 31)),
+            (20_781, (2026, 11, 24)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
         ] {
-            assert_eq!(month_and_day(days), expected, "{days}");
+            assert_eq!(civil(days), expected, "{days}");
         }
+        assert_eq!(rfc3339(Duration::from_millis(1_795_546_800_900)), "2026-11-24T19:00:00Z");
     }
 }

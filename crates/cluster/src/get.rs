@@ -1,4 +1,4 @@
-//! One blocking GET to the API server, for programs that ask a single question and end.
+//! One blocking call to the API server, for programs that ask a single question.
 //!
 //! Every call has a deadline for all of it: names resolved, connection made, TLS agreed upon, answer read.
 
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use ureq::http::StatusCode;
+use ureq::http::{Method, Request, StatusCode};
 use ureq::tls::TlsConfig;
 
 use self::kubeconfig::{Kubeconfig, Token};
@@ -109,7 +109,18 @@ impl Client {
     /// # Errors
     /// When the kubeconfig or a file that it names cannot be read, or it asks for what is not supported (`exec`, passwords).
     pub fn from_kubeconfig(path: &Path, deadline: Duration) -> Result<Client, Error> {
-        let kubeconfig = Kubeconfig::load(path)?;
+        Ok(Client::with(Kubeconfig::load(path)?, deadline))
+    }
+
+    /// A client with what a pod has of its service account: a certificate authority, and a token that is read for each call.
+    ///
+    /// # Errors
+    /// When the authority's file cannot be read.
+    pub fn from_service_account(server: &str, folder: &Path, deadline: Duration) -> Result<Client, Error> {
+        Ok(Client::with(Kubeconfig::of_service_account(server, folder)?, deadline))
+    }
+
+    fn with(kubeconfig: Kubeconfig, deadline: Duration) -> Client {
         let tls = TlsConfig::builder()
             .client_cert(kubeconfig.client_certificate)
             .disable_verification(kubeconfig.insecure);
@@ -125,7 +136,7 @@ impl Client {
             .http_status_as_error(false)
             .tls_config(tls.build())
             .build();
-        Ok(Client { agent: config.into(), server: kubeconfig.server, token: kubeconfig.token })
+        Client { agent: config.into(), server: kubeconfig.server, token: kubeconfig.token }
     }
 
     /// The server's address.
@@ -159,33 +170,55 @@ impl Client {
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str, what: String) -> Result<T, Error> {
-        let server = || self.server.clone();
-        let mut request =
-            self.agent.get(format!("{}{path}", self.server)).header("accept", "application/json");
+        let (status, body) = self.call(Method::GET, path, None, &what)?;
+        match status {
+            StatusCode::OK => {
+                let server = self.server.clone();
+                serde_json::from_slice(&body).map_err(|source| Error::Answer { server, what, source })
+            }
+            status => Err(self.refused(status, &body, what)),
+        }
+    }
+
+    /// One call; the answer, whatever it is.
+    pub(crate) fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        what: &str,
+    ) -> Result<(StatusCode, Vec<u8>), Error> {
+        let failed = |source| Error::Call {
+            server: self.server.clone(),
+            what: what.to_owned(),
+            source: Box::new(source),
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.server))
+            .header("accept", "application/json");
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {}", token.read()?));
         }
-        let failed = |what: &String, source| Error::Call {
-            server: self.server.clone(),
-            what: what.clone(),
-            source: Box::new(source),
+        let called = match body {
+            None => request.body(()).map_err(ureq::Error::from).and_then(|request| self.agent.run(request)),
+            Some(body) => request
+                .header("content-type", "application/json")
+                .body(body)
+                .map_err(ureq::Error::from)
+                .and_then(|request| self.agent.run(request)),
         };
-        let mut response = request.call().map_err(|source| failed(&what, source))?;
+        let mut response = called.map_err(failed)?;
         let body = response.body_mut().with_config().limit(LARGEST).read_to_vec();
-        let body = body.map_err(|source| failed(&what, source))?;
-        match response.status() {
-            StatusCode::OK => serde_json::from_slice(&body).map_err(|source| Error::Answer {
-                server: server(),
-                what,
-                source,
-            }),
-            StatusCode::NOT_FOUND => Err(Error::NotFound { server: server(), what }),
-            status => Err(Error::Refused {
-                server: server(),
-                what,
-                status: status.as_u16(),
-                message: message(&body),
-            }),
+        Ok((response.status(), body.map_err(failed)?))
+    }
+
+    /// The error that an answer is.
+    pub(crate) fn refused(&self, status: StatusCode, body: &[u8], what: String) -> Error {
+        let server = self.server.clone();
+        match status {
+            StatusCode::NOT_FOUND => Error::NotFound { server, what },
+            status => Error::Refused { server, what, status: status.as_u16(), message: message(body) },
         }
     }
 }
@@ -202,7 +235,7 @@ fn message(body: &[u8]) -> String {
 }
 
 /// Escapes what cannot stand in a segment of a path. Names of pods pass as they are.
-fn segment(text: &str) -> String {
+pub(crate) fn segment(text: &str) -> String {
     text.bytes().fold(String::new(), |mut escaped, b| {
         if b.is_ascii_alphanumeric() || (b"-_.~".contains(&b) && !text.trim_matches('.').is_empty()) {
             escaped.push(char::from(b));

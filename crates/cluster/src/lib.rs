@@ -4,6 +4,8 @@
 //! <https://github.com/k8snetworkplumbingwg/multi-net-spec>
 
 mod definition;
+#[cfg(feature = "event")]
+pub mod event;
 #[cfg(feature = "get")]
 pub mod get;
 mod label;

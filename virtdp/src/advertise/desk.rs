@@ -163,6 +163,7 @@ mod tests {
             listen: None,
             cdi: root.path().to_owned(),
             extras: crate::allocate::Extras::default(),
+            events: None,
         };
         let (sight, sight_out) = watch::channel(Sight::Unknown);
         let (list, list_out) = watch::channel(None);

@@ -149,7 +149,9 @@ impl Reader {
             // A NIC that is at home under another name is in nobody's hands.
             if !matches!(lease.stage, Stage::Displaced { .. }) {
                 let mac = lease.permanent_mac.or(lease.home.mac);
-                leases.insert(lease.device, Lease { owner: lease.owner.to_string(), mac });
+                let owner = &lease.owner;
+                let pod = owner.pod.clone().map(|pod| (pod, owner.if_name.clone()));
+                leases.insert(lease.device, Lease { owner: lease.owner.to_string(), mac, pod });
             }
         }
         for error in listing.unusable {
@@ -157,9 +159,9 @@ impl Reader {
                 let device =
                     path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
                 // Somebody has it, though we cannot tell who.
-                leases.extend(
-                    device.map(|device| (device, Lease { owner: "somebody unknown".into(), mac: None })),
-                );
+                leases.extend(device.map(|device| {
+                    (device, Lease { owner: "somebody unknown".into(), mac: None, pod: None })
+                }));
             }
             complaints.insert(format!("{:#}", anyhow::Error::from(error)));
         }

@@ -78,6 +78,8 @@ pub(crate) struct Lease {
     pub(crate) owner: String,
     /// The MAC that it was made with.
     pub(crate) mac: Option<MacAddr>,
+    /// The pod that has it, and what it is called there; where that is known.
+    pub(crate) pod: Option<(ledger::Pod, IfName)>,
 }
 
 impl Survey {

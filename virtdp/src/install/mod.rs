@@ -5,6 +5,7 @@
 //! before us is kept beside it and comes back when we go; what is not ours any more is left alone.
 
 mod network;
+pub(crate) use self::network::server_from_environment;
 mod programs;
 
 use std::path::{Path, PathBuf};

@@ -202,7 +202,11 @@ impl MetaPlugin {
     }
 }
 
-fn server_from_environment() -> Result<String> {
+/// The API server, as a pod is told of it.
+///
+/// # Errors
+/// We run in no pod.
+pub(crate) fn server_from_environment() -> Result<String> {
     match (std::env::var("KUBERNETES_SERVICE_HOST"), std::env::var("KUBERNETES_SERVICE_PORT")) {
         (Ok(host), Ok(port)) if host.contains(':') => Ok(format!("https://[{host}]:{port}")),
         (Ok(host), Ok(port)) => Ok(format!("https://{host}:{port}")),

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::events::Outcome;
 use crate::advertise::{Ended, Refusal, Trouble};
 
 /// The counters of one agent, and the little state that nobody else keeps.
@@ -29,6 +30,7 @@ struct Inner {
     registrations: Family<OfPool, Counter>,
     registration_failures: Family<WithReason, Counter>,
     registrations_ended: Family<WithReason, Counter>,
+    events: Family<WithOutcome, Counter>,
     looks: Counter,
     failed_looks: Counter,
     last_look: watch::Sender<Option<Look>>,
@@ -44,6 +46,11 @@ pub(super) struct OfPool {
 struct WithReason {
     resource: String,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WithOutcome {
+    outcome: &'static str,
 }
 
 /// One look at the node.
@@ -136,6 +143,16 @@ impl Metrics {
         }
     }
 
+    /// An Event was to be posted.
+    pub(super) fn event(&self, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Posted => "posted",
+            Outcome::Later => "failed",
+            Outcome::Refused => "refused",
+        };
+        self.0.events.get_or_create(&WithOutcome { outcome }).inc();
+    }
+
     /// The last look at the node.
     pub(super) fn last_look(&self) -> Option<Look> {
         *self.0.last_look.borrow()
@@ -179,6 +196,12 @@ impl Metrics {
         for (name, help, family) in with_reason {
             registry.register(name, help, family.clone());
         }
+        for outcome in ["posted", "failed", "refused"] {
+            drop(self.0.events.get_or_create(&WithOutcome { outcome }));
+        }
+        let help =
+            "Events on pods whose NIC was unplugged or turned ill: posted, failed to be tried again, refused";
+        registry.register("pod_events", help, self.0.events.clone());
         registry.register("looks", "Looks at the interfaces and routes of the node", self.0.looks.clone());
         registry.register(
             "failed_looks",

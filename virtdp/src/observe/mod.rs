@@ -1,8 +1,9 @@
-//! Seen from outside: metrics and health.
+//! Seen from outside: metrics, health, and Events on pods.
 //!
 //! Nothing here has a clock of its own. State is read from its owners' `watch` channels when somebody asks, so an agent that nobody
 //! asks does nothing for it.
 
+mod events;
 mod exposition;
 mod health;
 mod http;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use crate::advertise::{Desk, List};
 use crate::discover::Sight;
 
+pub(crate) use self::events::{Credentials, tell};
 pub(crate) use self::health::probe;
 pub(crate) use self::http::{Listen, serve};
 pub(crate) use self::metrics::Metrics;

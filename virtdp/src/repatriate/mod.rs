@@ -103,7 +103,8 @@ mod tests {
             link: None,
             standing: Standing::Offered(Health::Healthy),
         };
-        let lease = |id: &str| (id.parse().unwrap(), Lease { owner: "somebody".into(), mac: None });
+        let lease =
+            |id: &str| (id.parse().unwrap(), Lease { owner: "somebody".into(), mac: None, pod: None });
         let survey = Survey {
             nics: vec![
                 seen("0000:00:08.0", &["eth0"]),

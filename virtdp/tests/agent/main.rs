@@ -4,6 +4,7 @@
 
 mod allocate;
 mod discover;
+mod events;
 mod kubelet;
 mod lifeline;
 mod observe;

@@ -200,7 +200,11 @@ impl Stage {
                 netns: "/var/run/netns/x".into(),
                 netns_inode: None,
                 network: "virt-net1".into(),
-                pod: Some(ledger::Pod { namespace: "default".into(), name: "testpod1".into(), uid: None }),
+                pod: Some(ledger::Pod {
+                    namespace: "default".into(),
+                    name: "testpod1".into(),
+                    uid: Some("0a1b".into()),
+                }),
             },
             stage: ledger::Stage::Plumbed { index: 2 },
         };

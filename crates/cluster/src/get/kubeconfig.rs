@@ -142,6 +142,25 @@ impl Kubeconfig {
     }
 }
 
+/// The names of the files in the folder of a service account.
+const AUTHORITY: &str = "ca.crt";
+const TOKEN: &str = "token";
+
+impl Kubeconfig {
+    pub(super) fn of_service_account(server: &str, folder: &Path) -> Result<Kubeconfig, Error> {
+        let path = folder.join(AUTHORITY);
+        let certificates =
+            Files { kubeconfig: &path }.certificates("certificate-authority", &read(&path)?)?;
+        Ok(Kubeconfig {
+            server: server.to_owned(),
+            roots: Some(RootCerts::from(certificates.into_iter())),
+            insecure: false,
+            token: Some(Token::File(folder.join(TOKEN))),
+            client_certificate: None,
+        })
+    }
+}
+
 /// Files that a kubeconfig names are relative to its folder.
 struct Files<'a> {
     kubeconfig: &'a Path,

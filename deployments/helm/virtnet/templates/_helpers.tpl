@@ -10,6 +10,10 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
+{{- define "virtnet.account" -}}
+{{ .Release.Name }}-{{ if .Values.meta.enabled }}virt-meta{{ else }}virtdp{{ end }}
+{{- end -}}
+
 {{- define "virtnet.unprivileged" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

@@ -34,7 +34,7 @@ fn skipped(device: &str) -> Seen {
 }
 
 fn survey(nics: Vec<Seen>, leased: &[&str]) -> Survey {
-    let lease = |device: &&str| (id(device), Lease { owner: "pod default/a".into(), mac: None });
+    let lease = |device: &&str| (id(device), Lease { owner: "pod default/a".into(), mac: None, pod: None });
     Survey { nics, leases: leased.iter().map(lease).collect(), ..Survey::default() }
 }
 

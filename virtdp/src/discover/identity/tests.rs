@@ -47,7 +47,8 @@ fn read_in(folder: &Path) -> Identities {
 }
 
 fn said(identities: &mut Identities, mac: MacAddr, leases: &[(&str, Option<MacAddr>)]) -> String {
-    let lease = |(owner, mac): &(&str, Option<MacAddr>)| Lease { owner: (*owner).to_owned(), mac: *mac };
+    let lease =
+        |(owner, mac): &(&str, Option<MacAddr>)| Lease { owner: (*owner).to_owned(), mac: *mac, pod: None };
     let leases = leases.iter().map(|each| (NIC.parse().unwrap(), lease(each))).collect();
     let standing = Standing::Offered(Health::Healthy);
     let mut survey = Survey {
