@@ -15,7 +15,7 @@ const SECOND: &str = "0000:00:0a.0";
 const BOTH: [&str; 2] = ["0000:00:09.0 Healthy []", "0000:00:0a.0 Healthy []"];
 
 /// Starts the agent, listening on a unix socket.
-fn start(stage: &Stage) -> Agent {
+pub(crate) fn start(stage: &Stage) -> Agent {
     let mut command = stage.command();
     command.push(format!("--listen=unix:{}", stage.path("observe.sock").display()));
     stage.start_as(&command)
