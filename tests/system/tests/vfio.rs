@@ -1,0 +1,72 @@
+//! A NIC that vfio-pci holds, on a real kernel: found without an interface, and given with the group through which a process drives it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::time::Duration;
+
+use serde_json::json;
+use system_tests::{Node, machine, spare};
+
+const PLAIN: &str = "0000:00:09.0";
+const HELD: &str = "0000:00:0a.0";
+const SOON: Duration = Duration::from_secs(30);
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: dpdk
+spec:
+  containers:
+  - name: main
+    image: docker.io/library/busybox:stable
+    command: ["sleep", "infinity"]
+    resources:
+      limits:
+        kernel.org/virt: "1"
+"#;
+
+/// Takes the NIC from its driver and gives it to another.
+fn bind(node: &Node, driver: &str) {
+    let device = format!("/sys/bus/pci/devices/{HELD}");
+    node.sh(&format!(
+        "echo {driver} > {device}/driver_override && echo {HELD} > {device}/driver/unbind && echo {HELD} > /sys/bus/pci/drivers_probe"
+    ));
+    assert!(node.sh(&format!("readlink {device}/driver")).ends_with(driver));
+}
+
+#[test]
+fn a_nic_that_vfio_holds_comes_with_the_file_of_its_iommu_group() {
+    let spec = machine().nic(spare(PLAIN)).nic(spare(HELD).modern());
+    let node = Node::boot(&spec.qemu_arguments(&["-device", "intel-iommu"]).kernel_word("intel_iommu=on"));
+    node.vm.modprobe("vfio-pci").unwrap();
+    bind(&node, "vfio-pci");
+    let group = node.sh(&format!("basename $(readlink /sys/bus/pci/devices/{HELD}/iommu_group)"));
+    let file = format!("/dev/vfio/{group}");
+    node.sh(&format!("test -c /dev/vfio/vfio && test -c {file} && exec 3<>{file}"));
+    assert_eq!(node.sh(&format!("ls /sys/kernel/iommu_groups/{group}/devices")), HELD);
+
+    // Nobody gets it who does not ask for it.
+    let discovered = node.sh("virtdp discover");
+    let line = discovered.lines().find(|line| line.starts_with(HELD)).expect(&discovered);
+    assert!(line.contains("skipped") && line.contains("driver vfio-pci is not in the pool's list"), "{line}");
+
+    node.start_cluster();
+    let agent = node.command("virtdp").args(["--logtostderr", "-v", "10", "--driver", "vfio-pci"]);
+    let mut agent = agent.spawn().unwrap();
+    node.wait_for_devices(1);
+    node.sh(&format!("virtsim apply -f - <<'END'\n{POD}END"));
+    node.sh("virtsim wait --for=condition=Ready pod/dpdk --timeout=30s");
+    assert_eq!(node.sh("virtsim exec dpdk -- printenv PCIDEVICE_KERNEL_ORG_VIRT"), HELD);
+    let info = node.json("virtsim exec dpdk -- printenv PCIDEVICE_KERNEL_ORG_VIRT_INFO");
+    let told = json!({
+        "generic": { "deviceID": HELD },
+        "netdevice": { "driver": "vfio-pci" },
+        "vfio": { "mount": "/dev/vfio/vfio", "dev-mount": file },
+    });
+    assert_eq!(info, json!({ HELD: told }));
+
+    // Given back to virtio while the pod has it, it is none of this pool's any more, and goes with the pod.
+    bind(&node, "virtio-pci");
+    agent.wait_for("0000:00:0a.0 Unhealthy", SOON).unwrap();
+    node.sh("virtsim delete pod dpdk");
+    node.wait_for_devices(0);
+}
