@@ -11,6 +11,7 @@ use tracing::{error, info};
 
 use crate::advertise::{self, Desk};
 use crate::cli::Settings;
+use crate::configure::Configuration;
 use crate::discover::{self, Sight};
 use crate::observe::{self, Metrics, View};
 use crate::repatriate;
@@ -41,13 +42,12 @@ async fn run(settings: Settings) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        resource = %settings.pool.resource,
-        drivers = settings.pool.drivers.join(","),
+        config = settings.config.as_deref().map(|file| file.display().to_string()),
         kubelet = %settings.kubelet.root().display(),
         "virtdp starts"
     );
     let stop = CancellationToken::new();
-    let mut tasks = start(&settings, &stop);
+    let mut tasks = start(&settings, &stop).context("watch the configuration")?;
     let early = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
@@ -66,19 +66,22 @@ async fn run(settings: Settings) -> Result<()> {
     }
 }
 
-fn start(settings: &Settings, stop: &CancellationToken) -> JoinSet<()> {
+fn start(settings: &Settings, stop: &CancellationToken) -> Result<JoinSet<()>> {
+    let configuration = Configuration::start(settings)?;
+    let config = configuration.config();
     let (sight, sight_out) = watch::channel(Sight::Unknown);
-    let (list, list_out) = watch::channel(None);
+    let (lists, lists_out) = watch::channel(None);
     let (desk, requests) = Desk::new();
     let metrics = Metrics::default();
-    let view = View::new(metrics.clone(), sight_out.clone(), list_out.clone(), desk.clone());
+    let view = View::new(metrics.clone(), sight_out.clone(), lists_out.clone(), desk.clone());
     let mut tasks = JoinSet::new();
     let to_pods = sight_out.clone();
+    tasks.spawn(configuration.follow(stop.clone()));
     tasks.spawn(observe::tell(settings.events.clone(), to_pods, metrics.clone(), stop.clone()));
-    tasks.spawn(discover::follow(settings.clone(), sight, metrics, stop.clone()));
+    tasks.spawn(discover::follow(settings.clone(), config, sight, metrics, stop.clone()));
     tasks.spawn(repatriate::run(settings.clone(), sight_out.clone(), stop.clone()));
-    tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, list, stop.clone()));
-    tasks.spawn(advertise::register(settings.clone(), list_out, desk, view.clone(), stop.clone()));
+    tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, lists, stop.clone()));
+    tasks.spawn(advertise::register(settings.clone(), lists_out, desk, view.clone(), stop.clone()));
     tasks.spawn(observe::serve(settings.listen.clone(), view, stop.clone()));
-    tasks
+    Ok(tasks)
 }

@@ -18,7 +18,9 @@ use crate::observe::{Credentials, Listen};
 /// What the agent works on.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Which NICs, under which name.
+    /// The configuration file, if there is one.
+    pub(crate) config: Option<PathBuf>,
+    /// What is in force without: which NICs, under which name.
     pub(crate) pool: Pool,
     /// The kubelet's folder.
     pub(crate) kubelet: KubeletDir,
@@ -86,10 +88,13 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 struct NodeArguments {
-    /// The extended resource that pods ask for
+    /// A file that says which NICs are offered as which resources; read again when it changes and at SIGHUP
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["resource", "drivers"])]
+    config: Option<PathBuf>,
+    /// The extended resource that pods ask for, without a file
     #[arg(long, global = true, value_name = "NAME", default_value = "kernel.org/virt")]
     resource: ResourceName,
-    /// A driver whose NICs are offered; may be repeated
+    /// A driver whose NICs are offered, without a file; may be repeated
     #[arg(long = "driver", global = true, value_name = "NAME", default_value = "virtio_net")]
     drivers: Vec<String>,
     /// An address of the node, whose NIC is never offered; may be repeated. VIRTDP_NODE_IPS in the environment names more, with commas
@@ -166,7 +171,8 @@ impl Arguments {
     pub(crate) fn settings(&self) -> Settings {
         let node = &self.node;
         Settings {
-            pool: Pool { resource: node.resource.clone(), drivers: node.drivers.clone() },
+            config: node.config.clone(),
+            pool: Pool::of_drivers(node.resource.clone(), node.drivers.clone()),
             kubelet: KubeletDir::at(&node.kubelet_dir),
             state: node.state_dir.clone(),
             device_info: node.device_info_dir.clone(),
@@ -239,7 +245,10 @@ mod tests {
     fn defaults_are_those_of_a_node() {
         let settings = parse("virtdp").settings();
         assert_eq!(settings.pool.resource.as_str(), "kernel.org/virt");
-        assert_eq!(settings.pool.drivers, ["virtio_net"]);
+        assert_eq!(
+            settings.pool,
+            Pool::of_drivers("kernel.org/virt".parse().unwrap(), vec!["virtio_net".into()])
+        );
         assert_eq!(
             settings.kubelet.registration_socket().to_str(),
             Some("/var/lib/kubelet/device-plugins/kubelet.sock")
@@ -253,7 +262,9 @@ mod tests {
         );
         assert!(matches!(arguments.command, Some(Command::Discover { json: true })));
         let settings = arguments.settings();
-        assert_eq!((settings.sysfs.to_str(), settings.pool.drivers.len()), (Some("/tmp/x"), 2));
+        assert_eq!(settings.sysfs.to_str(), Some("/tmp/x"));
+        let drivers = vec!["e1000".into(), "virtio_net".into()];
+        assert_eq!(settings.pool, Pool::of_drivers("kernel.org/virt".parse().unwrap(), drivers));
         assert_eq!(settings.node_addresses.len(), 1);
     }
 

@@ -1,13 +1,15 @@
 //! The node agent: discovers virtual NICs, advertises them to the kubelet, answers its allocations.
 //!
-//! The folders are in the order of the flow: [`discover`] reads what the node has, [`advertise`] tells the kubelet, [`allocate`]
-//! answers what it asks; [`repatriate`] brings home what nobody else does; [`observe`] shows all of it to whoever looks. One
-//! task owns what was discovered, one what is offered, one the registration; each hands its state on through a `watch` channel.
+//! The folders are in the order of the flow: [`configure`] says what is wanted, [`discover`] reads what the node has, [`advertise`]
+//! tells the kubelet, [`allocate`] answers what it asks; [`repatriate`] brings home what nobody else does; [`observe`] shows all of
+//! it to whoever looks. One task owns the configuration, one what was discovered, one what is offered, one the registrations; each
+//! hands its state on through a `watch` channel.
 
 mod advertise;
 mod agent;
 mod allocate;
 mod cli;
+mod configure;
 mod discover;
 mod install;
 mod log;

@@ -2,18 +2,17 @@
 //! said where it stands.
 
 mod check;
-mod locate;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use located::{Content, Node};
+pub use located::{Fault, Place};
+use serde_json::{Map, Value, json};
 
 pub use self::check::{Checks, Cluster, check};
-use self::locate::Node;
-use crate::api::json::Json;
+use crate::api::json::{Json, escape};
 
 /// Larger than anything that somebody writes by hand, and larger than what an API server takes.
 const LARGEST: u64 = 16 << 20;
@@ -25,36 +24,6 @@ pub struct Manifest {
     pub object: Value,
     file: String,
     places: BTreeMap<String, (u64, u64)>,
-}
-
-/// A line in a file, both counted from 1.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// The file as it was named, `-` for standard input.
-    pub file: String,
-    /// 0 where no line is to blame.
-    pub line: u64,
-    /// Counted in characters.
-    pub column: u64,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            0 => f.write_str(&self.file),
-            line => write!(f, "{}:{line}:{}", self.file, self.column),
-        }
-    }
-}
-
-/// Something wrong with a manifest.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-#[error("{place}: {what}")]
-pub struct Fault {
-    /// Where.
-    pub place: Place,
-    /// What, and what to do about it.
-    pub what: String,
 }
 
 impl Manifest {
@@ -104,7 +73,7 @@ pub fn read(names: &[PathBuf]) -> Result<Vec<Manifest>, Vec<Fault>> {
 }
 
 fn unreadable(path: &Path, what: impl Into<String>) -> Fault {
-    Fault { place: Place { file: path.display().to_string(), line: 0, column: 0 }, what: what.into() }
+    Fault::of_file(path.display().to_string(), what)
 }
 
 fn files(name: &Path) -> Result<Vec<PathBuf>, Fault> {
@@ -146,9 +115,9 @@ fn text(path: &Path) -> Result<String, Fault> {
 /// # Errors
 /// It is neither YAML nor JSON, holds no object, or something in it is no object.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Manifest>, Fault> {
-    let documents = locate::documents(text).map_err(|(line, column, what)| Fault {
-        place: Place { file: file.to_owned(), line, column },
-        what: format!("{what} (this is not well-formed YAML: nothing was sent)"),
+    let documents = located::documents(file, text).map_err(|fault| Fault {
+        what: format!("{} (this is not well-formed YAML: nothing was sent)", fault.what),
+        ..fault
     })?;
     let mut manifests = Vec::new();
     for document in documents {
@@ -165,16 +134,34 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Manifest>, Fault> {
         }
     }
     if manifests.is_empty() {
-        let place = Place { file: file.to_owned(), line: 0, column: 0 };
-        return Err(Fault { place, what: "no object is in it".to_owned() });
+        return Err(Fault::of_file(file, "no object is in it"));
     }
     Ok(manifests)
 }
 
 fn manifest(file: &str, document: Node) -> Manifest {
     let mut places = BTreeMap::new();
-    let object = document.take_apart("", &mut places);
+    let object = take_apart(document, "", &mut places);
     Manifest { object, file: file.to_owned(), places }
+}
+
+/// The bare value; the places go to `places` by JSON pointer.
+fn take_apart(node: Node, pointer: &str, places: &mut BTreeMap<String, (u64, u64)>) -> Value {
+    places.insert(pointer.to_owned(), (node.line, node.column));
+    match node.content {
+        Content::Plain(value) => value,
+        Content::List(items) => {
+            let item = |(index, item): (usize, Node)| take_apart(item, &format!("{pointer}/{index}"), places);
+            Value::Array(items.into_iter().enumerate().map(item).collect())
+        }
+        Content::Map(entries) => {
+            let entry = |(key, value): (String, Node)| {
+                let value = take_apart(value, &format!("{pointer}/{}", escape(&key)), places);
+                (key, value)
+            };
+            Value::Object(entries.into_iter().map(entry).collect::<Map<_, _>>())
+        }
+    }
 }
 
 /// The objects of a `List`.

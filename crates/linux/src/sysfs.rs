@@ -190,6 +190,8 @@ impl Sysfs {
             id,
             bus_name: device.name.clone(),
             pci,
+            above: pci_path.map(above).unwrap_or_default(),
+            acpi_index: pci_path.and_then(acpi_index),
             driver: device.driver.clone(),
             hardware: hardware(pci_path.unwrap_or(&device.path)),
             numa_node: pci_path.and_then(numa_node),
@@ -204,11 +206,18 @@ impl Sysfs {
             id: address.into(),
             bus_name: device.name.clone(),
             pci: Some(address),
+            above: self.below_root(&device.path).as_deref().map(above).unwrap_or_default(),
+            acpi_index: acpi_index(&device.path),
             driver: device.driver.clone(),
             hardware: hardware(&device.path),
             numa_node: numa_node(&device.path),
             interfaces: device.interfaces()?,
         })
+    }
+
+    /// Where a link in the folder of a bus leads to.
+    fn below_root(&self, link: &Path) -> Option<PathBuf> {
+        Some(self.root.join("devices").join(below_devices(&fs::read_link(link).ok()?)?))
     }
 
     /// The devices above, nearest first, each with its bus. Folders that are no device on a bus are passed over.
@@ -336,6 +345,18 @@ fn vanished(error: &io::Error) -> bool {
 fn hardware(path: &Path) -> Option<HardwareId> {
     let number = |attribute| hex(&path.join(attribute)).ok().and_then(|number| u16::try_from(number).ok());
     Some(HardwareId { vendor: number("vendor")?, device: number("device")? })
+}
+
+/// The PCI devices above the one whose folder this is: a physical function stands beside its virtual ones, so a link leads to it.
+fn above(folder: &Path) -> Vec<PciAddress> {
+    let physical = last_component_of_link(&folder.join("physfn"));
+    let names = folder.ancestors().skip(1).filter_map(|above| above.file_name()?.to_str());
+    physical.as_deref().into_iter().chain(names).filter_map(|name| name.parse().ok()).collect()
+}
+
+/// There is a file only where the firmware gave a number.
+fn acpi_index(folder: &Path) -> Option<u32> {
+    attribute(&folder.join("acpi_index")).ok()?.parse().ok()
 }
 
 /// -1 where the platform does not know.

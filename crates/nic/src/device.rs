@@ -13,6 +13,10 @@ pub struct Nic {
     pub bus_name: String,
     /// The nearest PCI function above (or the device itself).
     pub pci: Option<PciAddress>,
+    /// The PCI devices above that function, nearest first: the physical function of a virtual one, bridges, root ports.
+    pub above: Vec<PciAddress>,
+    /// The number that the firmware gave it, where it gave one.
+    pub acpi_index: Option<u32>,
     /// The bound driver: `virtio_net`, `e1000`, `vfio-pci`.
     pub driver: Option<String>,
     /// What the hardware says it is.

@@ -23,6 +23,8 @@ pub struct Link {
     pub mtu: u32,
     /// IFLA_TXQLEN in packets.
     pub tx_queue_len: u32,
+    /// IFLA_NUM_RX_QUEUES: how many receive queues the device can have.
+    pub rx_queues: Option<u32>,
     /// IFLA_IFALIAS.
     pub alias: Option<String>,
     /// IFF_UP: what the administrator wants, not what the wire says.
@@ -120,6 +122,7 @@ pub(crate) mod sample {
             permanent_mac: None,
             mtu: 1500,
             tx_queue_len: 1000,
+            rx_queues: Some(1),
             alias: None,
             up: true,
             carrier: true,

@@ -5,16 +5,7 @@ use std::fmt;
 
 use crate::identity::Stranger;
 use crate::lifeline::Reason;
-use crate::{DeviceId, IfName, Interface, Lifeline, Link, Nic, ResourceName};
-
-/// A resource, and which NICs it is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pool {
-    /// What pods ask for.
-    pub resource: ResourceName,
-    /// The drivers whose NICs belong to it.
-    pub drivers: Vec<String>,
-}
+use crate::{DeviceId, IfName, Interface, Lifeline, Link, Membership, Nic, Pools, Unwanted, View};
 
 /// The facts about a node that the verdicts rest on. Exists only if sysfs and netlink showed the same interfaces.
 #[derive(Clone, Debug)]
@@ -130,17 +121,19 @@ impl NodeFacts {
         }
     }
 
-    /// Judges one NIC for one pool.
+    /// Judges one NIC.
     #[must_use]
-    pub fn judge(&self, nic: &Nic, pool: &Pool) -> Standing {
-        let lifeline = self.carries_the_node(nic);
-        match (lifeline, self.objection(nic, pool)) {
+    pub fn judge(&self, view: &View<'_>, pools: &Pools) -> Verdict {
+        let membership = pools.membership(view);
+        let health = self.health(view.nic);
+        let standing = match (self.carries_the_node(view.nic), self.objection(view.nic, &membership)) {
             // The lifeline comes first: for the node's operator it is the reason that matters.
-            (Some(lifeline), _) if !self.insisted.contains(&nic.id) => Standing::Skipped(lifeline),
+            (Some(lifeline), _) if !self.insisted.contains(&view.nic.id) => Standing::Skipped(lifeline),
             (_, Some(skip)) => Standing::Skipped(skip),
-            (Some(lifeline), None) => Standing::Insisted(self.health(nic), lifeline),
-            (None, None) => Standing::Offered(self.health(nic)),
-        }
+            (Some(lifeline), None) => Standing::Insisted(health, lifeline),
+            (None, None) => Standing::Offered(health),
+        };
+        Verdict { standing, membership: membership.ok() }
     }
 
     fn carries_the_node(&self, nic: &Nic) -> Option<Skip> {
@@ -150,13 +143,12 @@ impl NodeFacts {
         })
     }
 
-    fn objection(&self, nic: &Nic, pool: &Pool) -> Option<Skip> {
-        match &nic.driver {
-            None => return Some(Skip::NoDriver),
-            Some(driver) if !pool.drivers.contains(driver) => {
-                return Some(Skip::Driver { driver: driver.clone(), wanted: pool.drivers.clone() });
-            }
-            Some(_) => {}
+    fn objection(&self, nic: &Nic, membership: &Result<Membership, Unwanted>) -> Option<Skip> {
+        if nic.driver.is_none() {
+            return Some(Skip::NoDriver);
+        }
+        if let Err(unwanted) = membership {
+            return Some(Skip::Unwanted(unwanted.clone()));
         }
         match nic.interfaces.as_slice() {
             [] if !self.sees_hardware && !self.is_leased(nic) => Some(Skip::OutOfSight),
@@ -171,6 +163,15 @@ impl NodeFacts {
 }
 
 /// The verdict on a NIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it is for pods.
+    pub standing: Standing,
+    /// The pool that wants it. There is one if it is offered; and there may be one though something else is in the way.
+    pub membership: Option<Membership>,
+}
+
+/// Whether a NIC is for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It is for pods.
@@ -235,13 +236,8 @@ pub enum Skip {
     },
     /// Nothing drives it.
     NoDriver,
-    /// The pool is for NICs with other drivers.
-    Driver {
-        /// What drives it.
-        driver: String,
-        /// What the pool is for.
-        wanted: Vec<String>,
-    },
+    /// No pool wants it.
+    Unwanted(Unwanted),
     /// One function, several interfaces: it cannot be given to one pod as a whole.
     SeveralInterfaces(Vec<IfName>),
     /// Its interface is in another network namespace, and we see no hardware at all in ours: we are probably not where
@@ -264,9 +260,7 @@ impl fmt::Display for Skip {
         match self {
             Skip::Lifeline { interface, reason } => write!(f, "{interface} {reason}"),
             Skip::NoDriver => f.write_str("no driver is bound to it"),
-            Skip::Driver { driver, wanted } => {
-                write!(f, "driver {driver} is not in the pool's list ({})", wanted.join(", "))
-            }
+            Skip::Unwanted(unwanted) => unwanted.fmt(f),
             Skip::SeveralInterfaces(names) => {
                 let names: Vec<&str> = names.iter().map(IfName::as_str).collect();
                 write!(f, "it has {} interfaces ({}), a pod gets one", names.len(), names.join(", "))
@@ -282,11 +276,11 @@ impl fmt::Display for Skip {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Route;
     use crate::facts::sample::link;
+    use crate::{Pool, Route};
 
-    fn pool() -> Pool {
-        Pool { resource: "kernel.org/virt".parse().unwrap(), drivers: vec!["virtio_net".into()] }
+    fn pools() -> Pools {
+        Pools::new(vec![Pool::of_drivers("kernel.org/virt".parse().unwrap(), vec!["virtio_net".into()])])
     }
 
     fn interface(index: u32, name: &str) -> Interface {
@@ -298,6 +292,8 @@ mod tests {
             id: id.parse().unwrap(),
             bus_name: "virtio0".into(),
             pci: id.parse().ok(),
+            above: vec![],
+            acpi_index: None,
             driver: Some("virtio_net".into()),
             hardware: None,
             numa_node: None,
@@ -329,7 +325,7 @@ mod tests {
     }
 
     fn why(node: &NodeFacts, nic: &Nic) -> String {
-        match node.judge(nic, &pool()) {
+        match node.judge(&View { nic, home: None, metadata: None }, &pools()).standing {
             Standing::Offered(health) => format!("offered: {health}"),
             Standing::Insisted(health, lifeline) => format!("offered although {lifeline}: {health}"),
             Standing::Skipped(skip) => skip.to_string(),

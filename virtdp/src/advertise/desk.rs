@@ -1,27 +1,30 @@
 //! The task that owns what is offered. It hears of new looks at the node and of allocations, and hands the list on.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use nic::DeviceId;
+use nic::ResourceName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::offers::{Offer, Offers, Refusal};
-use crate::allocate::{Allocator, checkpoint};
+use super::offers::{Given, Offer, Offers, Refusal};
+use crate::allocate::{Allocators, checkpoint};
 use crate::cli::Settings;
 use crate::discover::Sight;
 
-/// What is offered: nothing is known yet, or the list.
-pub(crate) type List = Option<Arc<Vec<Offer>>>;
+/// What is offered as one resource, in the order of addresses.
+pub(crate) type List = Arc<Vec<Offer>>;
+/// What is offered as which resource; `None` until something is known.
+pub(crate) type Lists = Option<Arc<BTreeMap<ResourceName, List>>>;
 
 /// The way to the desk.
 #[derive(Clone, Debug)]
 pub(crate) struct Desk(mpsc::Sender<Request>);
 
 struct Request {
+    resource: ResourceName,
     ids: Vec<String>,
     reply: oneshot::Sender<Result<Vec<Offer>, Refusal>>,
 }
@@ -37,9 +40,13 @@ impl Desk {
     }
 
     /// Gives devices to a container, see [`Offers::allocate`].
-    pub(crate) async fn allocate(&self, ids: Vec<String>) -> Result<Result<Vec<Offer>, Refusal>, Closed> {
+    pub(crate) async fn allocate(
+        &self,
+        resource: ResourceName,
+        ids: Vec<String>,
+    ) -> Result<Result<Vec<Offer>, Refusal>, Closed> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Request { ids, reply }).await.map_err(|_| Closed)?;
+        self.0.send(Request { resource, ids, reply }).await.map_err(|_| Closed)?;
         answer.await.map_err(|_| Closed)
     }
 }
@@ -52,10 +59,10 @@ pub(crate) async fn run(
     settings: Settings,
     mut sight: watch::Receiver<Sight>,
     mut requests: Requests,
-    list: watch::Sender<List>,
+    lists: watch::Sender<Lists>,
     stop: CancellationToken,
 ) {
-    let allocator = Allocator::new(&settings);
+    let mut allocators = Allocators::new(&settings);
     let mut offers: Option<Offers> = None;
     loop {
         let expiry = offers.as_ref().and_then(|offers| offers.expires(Instant::now()));
@@ -70,9 +77,9 @@ pub(crate) async fn run(
                 match (seen, &mut offers) {
                     (Sight::Clear(survey), Some(offers)) => offers.update(&survey, now),
                     (Sight::Clear(survey), none) => {
-                        let given = given(&settings);
+                        let given = given(&settings, |resource| survey.config.pools.of(resource).is_some());
                         let begun = none.insert(Offers::begin(&survey, &given, now));
-                        allocator.begin(begun.in_use(&given)).await;
+                        allocators.begin(begun.in_use(&given), begun.lists().into_keys()).await;
                     }
                     (Sight::Blind(why), Some(offers)) => offers.go_blind(&why),
                     // Without one clear look there is nothing to offer, and what pods have must not be missing.
@@ -80,12 +87,12 @@ pub(crate) async fn run(
                 }
             }
             request = requests.0.recv() => {
-                let Some(Request { ids, reply }) = request else { return };
+                let Some(Request { resource, ids, reply }) = request else { return };
                 let unknown = |ids: Vec<String>| {
                     Err(Refusal::Unknown(ids.join(","), ": the node was not looked at yet".to_owned()))
                 };
                 let answer = match &mut offers {
-                    Some(offers) => offers.allocate(&ids, Instant::now()),
+                    Some(offers) => offers.allocate(&resource, &ids, Instant::now()),
                     None => unknown(ids),
                 };
                 // The kubelet may have hung up.
@@ -93,36 +100,41 @@ pub(crate) async fn run(
             }
             () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
                 if let Some(offers) = &mut offers {
-                    offers.expire(&given(&settings), Instant::now());
+                    let given = given(&settings, |resource| offers.is_ours(resource));
+                    offers.expire(&given, Instant::now());
                 }
             }
             () = stop.cancelled() => return,
         }
         if let Some(offers) = &offers {
-            let new = Arc::new(offers.list());
-            if list.borrow().as_ref() != Some(&new) {
+            let new: BTreeMap<ResourceName, List> =
+                offers.lists().into_iter().map(|(resource, list)| (resource, Arc::new(list))).collect();
+            let old = lists.borrow().clone();
+            if old.as_deref() != Some(&new) {
                 // Before the kubelet knows of a device, what others read about it is there.
-                allocator.follow(Arc::clone(&new)).await;
-                list.send_replace(Some(new));
+                allocators.follow(old.as_deref(), &new).await;
+                lists.send_replace(Some(Arc::new(new)));
             }
         }
     }
 }
 
-/// What the kubelet has given to pods, by its checkpoint. A hint: without it we know a little less.
-fn given(settings: &Settings) -> BTreeSet<DeviceId> {
-    let path = settings.kubelet.checkpoint();
-    checkpoint::given(&path, &settings.pool.resource).unwrap_or_else(|error| {
+/// What the kubelet has given to pods of resources that are ours, by its checkpoint. A hint: without it we know a little less.
+fn given(settings: &Settings, is_ours: impl Fn(&ResourceName) -> bool) -> Given {
+    let mut given = checkpoint::given(&settings.kubelet.checkpoint()).unwrap_or_else(|error| {
         warn!(reason = format!("{error:#}"), "the kubelet's checkpoint cannot be read");
-        BTreeSet::new()
-    })
+        Given::new()
+    });
+    given.retain(|_, resource| is_ours(resource));
+    given
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use nic::{Health, Nic, Pool, Standing};
+    use config::Config;
+    use nic::{DeviceId, Health, Membership, Needs, Nic, Pool, Standing};
     use tokio::time::sleep;
 
     use super::*;
@@ -131,6 +143,10 @@ mod tests {
 
     const BLINK: Duration = Duration::from_millis(100);
 
+    fn pool() -> Pool {
+        Pool::empty("kernel.org/virt".parse().unwrap())
+    }
+
     fn node(devices: &[&str]) -> Sight {
         let seen = |device: &&str| {
             let id: DeviceId = device.parse().unwrap();
@@ -138,21 +154,31 @@ mod tests {
                 pci: id.pci(),
                 id,
                 bus_name: "virtio0".into(),
+                above: Vec::new(),
+                acpi_index: None,
                 driver: Some("virtio_net".into()),
                 hardware: None,
                 numa_node: None,
                 interfaces: Vec::new(),
             };
-            Seen { nic, link: None, standing: Standing::Offered(Health::Healthy) }
+            let membership = Membership { pool: Arc::new(pool()), needs: Needs::default(), also: Vec::new() };
+            let standing = Standing::Offered(Health::Healthy);
+            Seen { nic, link: None, standing, membership: Some(membership), told: None }
         };
-        Sight::Clear(Arc::new(Survey { nics: devices.iter().map(seen).collect(), ..Survey::default() }))
+        let config = Arc::new(Config::of_pool(pool()));
+        Sight::Clear(Arc::new(Survey {
+            nics: devices.iter().map(seen).collect(),
+            config,
+            ..Survey::default()
+        }))
     }
 
     #[tokio::test(start_paused = true)]
     async fn times_are_counted_from_the_event_however_long_it_was_quiet_before() {
         let root = tempfile::tempdir().unwrap();
         let settings = Settings {
-            pool: Pool { resource: "kernel.org/virt".parse().unwrap(), drivers: Vec::new() },
+            config: None,
+            pool: pool(),
             kubelet: kubelet_api::KubeletDir::at(root.path()),
             state: root.path().to_owned(),
             device_info: root.path().to_owned(),
@@ -166,20 +192,23 @@ mod tests {
             events: None,
         };
         let (sight, sight_out) = watch::channel(Sight::Unknown);
-        let (list, list_out) = watch::channel(None);
+        let (lists, lists_out) = watch::channel(None);
         let (desk, requests) = Desk::new();
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(settings, sight_out, requests, list, stop.clone()));
+        let task = tokio::spawn(run(settings, sight_out, requests, lists, stop.clone()));
         let listed = || -> Vec<(String, bool)> {
-            let list = list_out.borrow().clone().unwrap_or_default();
-            list.iter().map(|offer| (offer.id.to_string(), offer.ill.is_none())).collect()
+            let lists: Lists = lists_out.borrow().clone();
+            lists.unwrap()[&pool().resource]
+                .iter()
+                .map(|offer| (offer.id.to_string(), offer.ill.is_none()))
+                .collect()
         };
         let given = ("0000:00:09.0".to_owned(), false);
         let free = ("0000:00:0a.0".to_owned(), false);
 
         sight.send_replace(node(&["0000:00:09.0", "0000:00:0a.0"]));
         sleep(IN_FLIGHT_FOR * 3).await;
-        desk.allocate(vec!["0000:00:09.0".into()]).await.unwrap().unwrap();
+        desk.allocate(pool().resource, vec!["0000:00:09.0".into()]).await.unwrap().unwrap();
         sleep(IN_FLIGHT_FOR / 2).await;
         sight.send_replace(node(&[]));
         sleep(WITHDRAWN_FOR - BLINK).await;

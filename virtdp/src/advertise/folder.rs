@@ -53,6 +53,8 @@ impl From<&Metadata> for Identity {
 /// The folder, watched.
 pub(crate) struct Folder {
     path: PathBuf,
+    /// How the names of this process's own sockets begin, of all resources.
+    own: String,
     watched: Option<Watched>,
     cleared: bool,
     /// Sockets of other agents that were served when they were looked at last.
@@ -78,9 +80,10 @@ struct Watched {
 }
 
 impl Folder {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf, own: String) -> Self {
         Folder {
             path,
+            own,
             watched: None,
             cleared: false,
             rivals: Vec::new(),
@@ -127,27 +130,27 @@ impl Folder {
     }
 
     /// From here on, [`Folder::rival_gone`] counts. To be called before registering, with our own socket in place.
-    pub(crate) async fn note_rivals(&mut self, own: &Path) {
+    pub(crate) async fn note_rivals(&mut self) {
         self.rewatch();
         if let Some(watched) = &mut self.watched {
             names(watched.inotify.get_mut());
         }
         self.stirred.clear();
         self.unserved.clear();
-        let others = self.others(own).await;
+        let others = self.others().await;
         self.dead = others.unserved.into_iter().map(|(_, identity)| identity).collect();
         self.rivals = others.served;
     }
 
     /// Whether another agent has gone since [`Folder::note_rivals`], however short it was there. Then what it left may be
     /// removed again.
-    pub(crate) async fn rival_gone(&mut self, own: &Path) -> bool {
-        let others = self.others(own).await;
+    pub(crate) async fn rival_gone(&mut self) -> bool {
+        let others = self.others().await;
         let now = Instant::now();
         let is_there =
             |path: &Path| others.served.iter().chain(&others.unserved).any(|(other, _)| other == path);
         let mut went = self.rivals.iter().any(|rival| !others.served.contains(rival))
-            || self.stirred.iter().any(|path| path != own && !is_there(path));
+            || self.stirred.iter().any(|path| !self.is_own(path) && !is_there(path));
         let before = std::mem::take(&mut self.unserved);
         for (_, identity) in others.unserved {
             if self.dead.contains(&identity) {
@@ -166,14 +169,19 @@ impl Folder {
         went
     }
 
-    async fn others(&self, own: &Path) -> Others {
+    async fn others(&self) -> Others {
         let mut others = Others::default();
         for path in self.sockets_like_ours() {
-            let Some(identity) = Identity::of(&path).filter(|_| path != own) else { continue };
+            let Some(identity) = Identity::of(&path).filter(|_| !self.is_own(&path)) else { continue };
             let list = if is_dead(&path).await { &mut others.unserved } else { &mut others.served };
             list.push((path, identity));
         }
         others
+    }
+
+    /// Whether this process made the socket: for another resource, or for an earlier registration.
+    fn is_own(&self, path: &Path) -> bool {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&self.own))
     }
 
     fn sockets_like_ours(&self) -> Vec<PathBuf> {
@@ -230,6 +238,9 @@ impl Folder {
         }
         self.cleared = true;
         for path in self.sockets_like_ours() {
+            if self.is_own(&path) {
+                continue;
+            }
             if !is_dead(&path).await {
                 info!(socket = %path.display(), "left alone: somebody serves this socket");
                 continue;
@@ -290,7 +301,7 @@ mod tests {
         let path = root.path().join("kubelet.sock");
         let first = UnixListener::bind(&path).unwrap();
         let was = Identity::of(&path);
-        let mut folder = Folder::new(root.path().to_owned());
+        let mut folder = Folder::new(root.path().to_owned(), "virtNet-own".to_owned());
         assert!(timeout(Duration::from_millis(20), folder.replaced(&path, was)).await.is_err());
         drop(first);
         std::fs::remove_file(&path).unwrap();
@@ -303,7 +314,7 @@ mod tests {
     async fn a_folder_that_is_replaced_is_watched_again() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("device-plugins");
-        let mut folder = Folder::new(path.clone());
+        let mut folder = Folder::new(path.clone(), "virtNet-own".to_owned());
         assert!(matches!(folder.check(), Err(Trouble::NoFolder(_))));
         folder.changed().await;
         std::fs::create_dir(&path).unwrap();
@@ -320,30 +331,35 @@ mod tests {
     async fn rivals_that_go_are_noticed_however_short_they_were_there() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
-        let own = at("virtNet-own.sock");
-        let _own = UnixListener::bind(&own).unwrap();
+        // One for each resource, and they come and go.
+        let _own = UnixListener::bind(at("virtNet-own-1.sock")).unwrap();
+        let sibling = UnixListener::bind(at("virtNet-own-2.sock")).unwrap();
         drop(UnixListener::bind(at("virtNet-dead.sock")).unwrap());
         let stays = UnixListener::bind(at("virtNet-stays.sock")).unwrap();
-        let mut folder = Folder::new(root.path().to_owned());
-        folder.note_rivals(&own).await;
-        assert!(!folder.rival_gone(&own).await);
+        let mut folder = Folder::new(root.path().to_owned(), "virtNet-own".to_owned());
+        folder.note_rivals().await;
+        assert!(!folder.rival_gone().await);
+        drop(sibling);
+        std::fs::remove_file(at("virtNet-own-2.sock")).unwrap();
+        folder.changed().await;
+        assert!(!folder.rival_gone().await);
         // Killed: its socket is there, and nobody serves it.
         drop(stays);
-        assert!(folder.rival_gone(&own).await);
-        folder.note_rivals(&own).await;
-        assert!(!folder.rival_gone(&own).await);
+        assert!(folder.rival_gone().await);
+        folder.note_rivals().await;
+        assert!(!folder.rival_gone().await);
         drop(UnixListener::bind(at("other.sock")).unwrap());
         folder.changed().await;
-        assert!(!folder.rival_gone(&own).await);
+        assert!(!folder.rival_gone().await);
         for removed in [true, false] {
             // Bound, and not served yet: that is how each begins.
             drop(UnixListener::bind(at("virtNet-short.sock")).unwrap());
-            assert!(!folder.rival_gone(&own).await);
+            assert!(!folder.rival_gone().await);
             if removed {
                 std::fs::remove_file(at("virtNet-short.sock")).unwrap();
             }
             timeout(Duration::from_secs(30), async {
-                while !folder.rival_gone(&own).await {
+                while !folder.rival_gone().await {
                     folder.changed().await;
                 }
             })
@@ -361,7 +377,7 @@ mod tests {
         drop(UnixListener::bind(at("other.sock")).unwrap());
         let _served = UnixListener::bind(at("virtNet-alive.sock")).unwrap();
         std::fs::write(at("virtNet-file.sock"), "").unwrap();
-        Folder::new(root.path().to_owned()).remove_stale_sockets().await;
+        Folder::new(root.path().to_owned(), "virtNet-own".to_owned()).remove_stale_sockets().await;
         let mut left: Vec<_> = std::fs::read_dir(root.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())

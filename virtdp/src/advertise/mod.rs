@@ -8,6 +8,7 @@ mod desk;
 mod folder;
 mod offers;
 mod patience;
+mod resources;
 mod service;
 mod session;
 
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kubelet_api::{LOCALHOST, connect};
+use nic::ResourceName;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,11 +29,12 @@ use self::session::Session;
 use crate::cli::Settings;
 use crate::observe::View;
 
-pub(crate) use self::desk::{Desk, List, run as offer};
+pub(crate) use self::desk::{Desk, List, Lists, run as offer};
 pub(crate) use self::folder::PREFIX as SOCKET_PREFIX;
 #[cfg(test)]
 pub(crate) use self::offers::LastUse;
 pub(crate) use self::offers::{Offer, Refusal};
+pub(crate) use self::resources::register;
 pub(crate) use self::session::Ended;
 
 /// How long the kubelet may take to accept a connection.
@@ -98,48 +101,56 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Keeps the agent registered until `stop`.
-pub(crate) async fn register(
+/// A resource to be registered.
+struct Subject {
+    resource: ResourceName,
+    list: watch::Receiver<List>,
+    /// How the names of its sockets begin.
+    sockets: String,
+    /// How the names of all sockets of this process begin.
+    own: String,
+}
+
+/// Keeps one resource registered until `stop`.
+async fn keep_registered(
     settings: Settings,
-    mut list: watch::Receiver<List>,
+    subject: Subject,
     desk: Desk,
     view: View,
     stop: CancellationToken,
 ) {
+    let Subject { resource, list, sockets, own } = subject;
     let metrics = view.metrics().clone();
-    metrics.begins(&settings.pool.resource);
-    // Without one clear look at the node there is nothing to say, and too short a list would cost running pods their NICs.
-    tokio::select! {
-        known = list.wait_for(Option::is_some) => if known.is_err() { return },
-        () = stop.cancelled() => return,
-    }
+    metrics.begins(&resource);
     let started = Instant::now();
     let kubelet_socket = settings.kubelet.registration_socket();
-    let mut folder = Folder::new(settings.kubelet.device_plugins());
+    let mut folder = Folder::new(settings.kubelet.device_plugins(), own);
     let mut backoff = Backoff::default();
     let mut complaint = Complaint::default();
     let mut number = 0_u32;
     loop {
         number = number.saturating_add(1);
         folder.remove_stale_sockets().await;
-        let service = Service::new(&settings, list.clone(), desk.clone(), view.clone(), started);
+        let service =
+            Service::new(&settings, resource.clone(), list.clone(), desk.clone(), view.clone(), started);
+        let socket = folder.path().join(format!("{sockets}{number}.sock"));
         let before = Identity::of(&kubelet_socket);
         let since = Instant::now();
-        match registration(&settings, service, &mut folder, &mut complaint, number, &stop).await {
+        match registration(&settings, service, &mut folder, &mut complaint, socket, &stop).await {
             Ok(Ended::Stopped) => return,
             Ok(why) => {
-                metrics.ended(&settings.pool.resource, why);
-                info!(reason = %why, "the registration with the kubelet has ended, registering anew");
+                metrics.ended(&resource, why);
+                info!(%resource, reason = %why, "the registration with the kubelet has ended, registering anew");
                 if since.elapsed() >= GOOD_AFTER {
                     backoff.reset();
                     continue;
                 }
             }
             Err(trouble) => {
-                metrics.trouble(&settings.pool.resource, &trouble);
+                metrics.trouble(&resource, &trouble);
                 let text = trouble.to_string();
                 if complaint.is_due(&text, Instant::now()) {
-                    warn!("{text}");
+                    warn!(%resource, "{text}");
                 }
             }
         }
@@ -157,7 +168,7 @@ async fn registration(
     service: Service,
     folder: &mut Folder,
     complaint: &mut Complaint,
-    number: u32,
+    socket: PathBuf,
     stop: &CancellationToken,
 ) -> Result<Ended, Trouble> {
     let kubelet_socket = settings.kubelet.registration_socket();
@@ -170,17 +181,18 @@ async fn registration(
         () = stop.cancelled() => return Ok(Ended::Stopped),
     };
     let metrics = service.view.metrics().clone();
-    let mut session = Session::open(folder.path(), service, number).map_err(Trouble::Bind)?;
-    folder.note_rivals(session.path()).await;
+    let resource = service.resource().clone();
+    let mut session = Session::open(socket, service).map_err(Trouble::Bind)?;
+    folder.note_rivals().await;
     let outcome = tokio::select! {
-        outcome = session.register(channel, &settings.pool.resource) => outcome,
+        outcome = session.register(channel) => outcome,
         () = stop.cancelled() => Ok(()),
     };
     let ended = match outcome {
         Ok(()) if stop.is_cancelled() => Ok(Ended::Stopped),
         Ok(()) => {
             complaint.forget();
-            metrics.registered(&settings.pool.resource);
+            metrics.registered(&resource);
             tokio::select! {
                 ended = session.lasts(folder, &kubelet_socket, kubelet) => Ok(ended),
                 () = stop.cancelled() => Ok(Ended::Stopped),

@@ -50,21 +50,27 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn new(
         settings: &Settings,
+        resource: ResourceName,
         list: watch::Receiver<List>,
         desk: Desk,
         view: View,
         started: Instant,
     ) -> Self {
+        let allocator = Allocator::new(settings, &resource);
         Service {
-            resource: settings.pool.resource.clone(),
+            resource,
             list,
             desk,
             view,
-            allocator: Allocator::new(settings),
+            allocator,
             streams: watch::Sender::default(),
             accepted: Arc::default(),
             started,
         }
+    }
+
+    pub(crate) fn resource(&self) -> &ResourceName {
+        &self.resource
     }
 
     pub(crate) fn streams(&self) -> watch::Receiver<Streams> {
@@ -101,7 +107,7 @@ impl DevicePlugin for Service {
         &self,
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
-        let list = self.list.borrow().clone().unwrap_or_default();
+        let list = Arc::clone(&self.list.borrow());
         let response = allocate::preferred(request.get_ref(), &list, Instant::now());
         debug!(preferred = ?response.container_responses, "GetPreferredAllocation");
         Ok(Response::new(response))
@@ -113,7 +119,7 @@ impl DevicePlugin for Service {
     ) -> Result<Response<AllocateResponse>, Status> {
         let mut containers = Vec::new();
         for container in request.into_inner().container_requests {
-            let answer = self.desk.allocate(container.device_ids).await;
+            let answer = self.desk.allocate(self.resource.clone(), container.device_ids).await;
             let answer = answer.map_err(|_| Status::unavailable("the agent stops"))?;
             self.view.metrics().allocated(&self.resource, &answer);
             containers.push(answer.map_err(|refusal| {
@@ -124,7 +130,7 @@ impl DevicePlugin for Service {
         for offer in containers.iter().flatten() {
             info!("DeviceID in Allocate: {}", offer.id);
         }
-        let list = self.list.borrow().clone().unwrap_or_default();
+        let list = Arc::clone(&self.list.borrow());
         let answer = self.allocator.answer(containers, list).await;
         Ok(Response::new(answer.map_err(|failure| {
             warn!(reason = %failure, "Allocate failed");
@@ -189,15 +195,14 @@ impl Stream for Lists {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             let offers = match Pin::new(&mut self.list).poll_next(cx) {
-                Poll::Ready(Some(Some(offers))) => offers,
-                Poll::Ready(Some(None)) => continue,
+                Poll::Ready(Some(offers)) => offers,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
             };
             let devices: Vec<Device> = offers.iter().map(device).collect();
             // The kubelet writes its checkpoint for each message.
             if self.sent.as_ref() != Some(&devices) {
-                info!("ListAndWatch: send {}", describe(&offers));
+                info!(resource = %self.resource, "ListAndWatch: send {}", describe(&offers));
                 self.metrics.list_sent(&self.resource);
                 self.sent = Some(devices.clone());
                 return Poll::Ready(Some(Ok(ListAndWatchResponse { devices })));
@@ -211,7 +216,10 @@ fn device(offer: &Offer) -> Device {
         id: offer.id.to_string(),
         health: if offer.ill.is_none() { HEALTHY } else { UNHEALTHY }.to_owned(),
         // A node that is not known must not be named: the kubelet would align pods with node 0.
-        topology: offer.numa_node.map(|id| TopologyInfo { nodes: vec![NumaNode { id: id.into() }] }),
+        topology: offer
+            .numa_node
+            .filter(|_| !offer.pool.exclude_topology)
+            .map(|id| TopologyInfo { nodes: vec![NumaNode { id: id.into() }] }),
     }
 }
 

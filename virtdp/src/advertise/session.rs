@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kubelet_api::deviceplugin::device_plugin_server::DevicePluginServer;
 use kubelet_api::deviceplugin::registration_client::RegistrationClient;
@@ -10,14 +10,13 @@ use kubelet_api::deviceplugin::{DevicePluginOptions, RegisterRequest, VERSION};
 use kubelet_api::tonic::service::Routes;
 use kubelet_api::tonic::transport::Channel;
 use kubelet_api::{ServeError, bind, serve};
-use nic::ResourceName;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::folder::{Folder, Identity, PREFIX};
+use super::folder::{Folder, Identity};
 use super::service::{Service, Streams};
 use super::{Trouble, causes};
 
@@ -87,11 +86,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Serves on a new socket in `folder`. `number` tells the registrations of this process apart.
-    pub(crate) fn open(folder: &Path, service: Service, number: u32) -> Result<Session, ServeError> {
-        // The process ID does not help: in containers it is always the same.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let path = folder.join(format!("{PREFIX}-{:x}-{number}.sock", now.as_micros()));
+    /// Serves on a new socket at `path`.
+    pub(crate) fn open(path: PathBuf, service: Service) -> Result<Session, ServeError> {
         let listener = bind(&path)?;
         let identity = Identity::of(&path);
         let stop = CancellationToken::new();
@@ -101,17 +97,9 @@ impl Session {
         Ok(Session { path, identity, service, streams, stop, server })
     }
 
-    /// Where it is served.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Registers, and waits until the kubelet listens.
-    pub(crate) async fn register(
-        &mut self,
-        channel: Channel,
-        resource: &ResourceName,
-    ) -> Result<(), Trouble> {
+    pub(crate) async fn register(&mut self, channel: Channel) -> Result<(), Trouble> {
+        let resource = self.service.resource();
         let endpoint = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let request = RegisterRequest {
             version: VERSION.to_owned(),
@@ -149,7 +137,7 @@ impl Session {
                     if Identity::of(kubelet_socket).is_some_and(|now| now != kubelet) {
                         return Ended::NewKubelet;
                     }
-                    if folder.rival_gone(&self.path).await {
+                    if folder.rival_gone().await {
                         return Ended::RivalGone;
                     }
                 }

@@ -3,7 +3,7 @@
 //! Source: `pkg/kubelet/cm/devicemanager/checkpoint/checkpoint.go`. The checksum is over Go's own rendering of the content and is
 //! not checked: nothing rests on this alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -38,22 +38,20 @@ struct Entry {
     devices: Option<BTreeMap<String, Vec<String>>>,
 }
 
-/// The devices of `resource` that pods have. None if there is no checkpoint.
+/// The devices that pods have, of all resources, each with the resource as which it was given. None if there is no checkpoint.
 ///
 /// # Errors
 /// It is there and cannot be read.
-pub(crate) fn given(path: &Path, resource: &ResourceName) -> Result<BTreeSet<DeviceId>> {
-    let Some(checkpoint) = read(path)? else { return Ok(BTreeSet::new()) };
-    let ours = checkpoint
-        .data
-        .entries
-        .into_iter()
-        .flatten()
-        .filter(|entry| entry.resource == resource.as_str())
-        .filter_map(|entry| entry.devices)
-        .flat_map(BTreeMap::into_values)
-        .flatten();
-    Ok(ours.filter_map(|id| id.parse().ok()).collect())
+pub(crate) fn given(path: &Path) -> Result<BTreeMap<DeviceId, ResourceName>> {
+    let mut given = BTreeMap::new();
+    let Some(checkpoint) = read(path)? else { return Ok(given) };
+    for entry in checkpoint.data.entries.into_iter().flatten() {
+        // Whatever is no name or no ID of ours to be is somebody else's.
+        let Ok(resource) = entry.resource.parse::<ResourceName>() else { continue };
+        let ids = entry.devices.into_iter().flat_map(BTreeMap::into_values).flatten();
+        given.extend(ids.filter_map(|id| Some((id.parse().ok()?, resource.clone()))));
+    }
+    Ok(given)
 }
 
 /// Which pod, by its UID, has which device, of all resources.
@@ -100,19 +98,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("checkpoint");
         std::fs::write(&path, text).unwrap();
-        let given = given(&path, &"kernel.org/virt".parse().unwrap())?;
-        Ok(given.into_iter().map(|id| id.to_string()).collect())
+        Ok(given(&path)?.into_iter().map(|(id, resource)| format!("{id} {resource}")).collect())
     }
 
     #[test]
-    fn only_our_devices_are_read_of_a_checkpoint() {
+    fn devices_are_read_of_a_checkpoint_with_their_resources() {
         // As kubelet 1.36 writes it.
         let text = r#"{"Data":{"PodDeviceEntries":[
             {"PodUID":"a","ContainerName":"c","ResourceName":"kernel.org/virt","DeviceIDs":{"-1":["0000:00:0a.0"],"0":["0000:00:09.0"]},"AllocResp":"CgA="},
             {"PodUID":"b","ContainerName":"c","ResourceName":"example.com/gpu","DeviceIDs":{"-1":["gpu0"]},"AllocResp":""},
             {"PodUID":"c","ContainerName":"c","ResourceName":"kernel.org/virt","DeviceIDs":null,"AllocResp":null}],
             "RegisteredDevices":{"kernel.org/virt":["0000:00:0b.0"]}},"Checksum":3014321}"#;
-        assert_eq!(read(text).unwrap(), ["0000:00:09.0", "0000:00:0a.0"]);
+        let all = ["0000:00:09.0 kernel.org/virt", "0000:00:0a.0 kernel.org/virt", "gpu0 example.com/gpu"];
+        assert_eq!(read(text).unwrap(), all);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("checkpoint");
         assert_eq!(holders(&path).unwrap(), BTreeMap::new());
@@ -130,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_missing_checkpoint_is_empty_and_a_torn_one_an_error() {
-        let missing = given(Path::new("/nonexistent/checkpoint"), &"kernel.org/virt".parse().unwrap());
+        let missing = given(Path::new("/nonexistent/checkpoint"));
         assert!(missing.unwrap().is_empty());
         for torn in ["", "{", "[]", r#"{"Data":7}"#, "\u{0}\u{0}"] {
             assert!(read(torn).is_err(), "{torn:?} was taken");

@@ -41,6 +41,7 @@ impl Grant {
 
     /// Its device nodes, without doubles. They are those of sriov-network-device-plugin.
     pub(crate) fn nodes(&self, extras: Extras) -> Vec<DeviceNode> {
+        let extras = extras.with(&self.offer);
         let mut nodes = Vec::new();
         if let Some(group) = self.vfio {
             nodes.push(DeviceNode::same(VFIO_CONTAINER));
@@ -57,6 +58,7 @@ impl Grant {
 
     /// What the container is told of it, in the form of sriov-network-device-plugin: by kind, and every value a string.
     pub(crate) fn info(&self, extras: Extras) -> Value {
+        let extras = extras.with(&self.offer);
         let text = |value: &dyn ToString| Value::String(value.to_string());
         let mut netdevice = Map::new();
         netdevice.extend(self.offer.driver.as_ref().map(|driver| ("driver".to_owned(), text(driver))));
@@ -72,6 +74,10 @@ impl Grant {
             info.insert("vhost".to_owned(), json!({ "net-mount": VHOST_NET, "tun-mount": TUN }));
         } else if extras.tun {
             info.insert("tun".to_owned(), json!({ "mount": TUN }));
+        }
+        let told = self.offer.pool.additional_info_for(&self.offer.id);
+        if !told.is_empty() {
+            info.insert("extraInfo".to_owned(), json!(told));
         }
         Value::Object(info)
     }

@@ -5,9 +5,9 @@ mod cdi;
 pub(crate) mod checkpoint;
 mod device_info;
 mod grant;
+mod several;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use kubelet_api::deviceplugin::{
@@ -24,6 +24,7 @@ use self::cdi::Cdi;
 use self::device_info::DeviceInfo;
 pub(crate) use self::grant::VFIO;
 use self::grant::{DeviceNode, Grant};
+pub(crate) use self::several::Allocators;
 use crate::advertise::Offer;
 use crate::cli::Settings;
 
@@ -41,6 +42,17 @@ pub(crate) struct Extras {
     pub(crate) cdi: bool,
 }
 
+impl Extras {
+    /// With what the offer's pool adds.
+    fn with(self, offer: &Offer) -> Extras {
+        Extras {
+            vhost_net: self.vhost_net || offer.needs.vhost_net,
+            tun: self.tun || offer.needs.tun,
+            cdi: self.cdi || offer.pool.cdi,
+        }
+    }
+}
+
 /// Answers the kubelet for one resource, and writes what others on the node read about its devices.
 #[derive(Clone, Debug)]
 pub(crate) struct Allocator {
@@ -49,7 +61,6 @@ pub(crate) struct Allocator {
     sysfs: Sysfs,
     device_info: DeviceInfo,
     cdi: Option<Cdi>,
-    cdi_folder: PathBuf,
 }
 
 /// Why an allocation that the desk granted fails all the same.
@@ -64,32 +75,19 @@ pub(crate) enum Failure {
 }
 
 impl Allocator {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let resource = &settings.pool.resource;
+    pub(crate) fn new(settings: &Settings, resource: &ResourceName) -> Self {
         Allocator {
             resource: resource.clone(),
             extras: settings.extras,
             sysfs: Sysfs::at(&settings.sysfs),
             device_info: DeviceInfo::new(&settings.device_info, resource),
             cdi: Cdi::new(&settings.cdi, resource),
-            cdi_folder: settings.cdi.clone(),
         }
     }
 
-    /// To be called once, before [`Allocator::follow`]. `in_use` is what pods have: a reboot empties /run, and the kubelet replays old
-    /// answers to Allocate instead of asking again.
-    pub(crate) async fn begin(&self, in_use: Vec<Offer>) {
-        if self.extras.cdi && self.cdi.is_none() {
-            warn!(resource = %self.resource, "a kind of CDI device cannot have the resource's name: it goes without CDI");
-        }
-        self.on_disk(move |this| {
-            for offer in &in_use {
-                this.write_device_info(offer);
-            }
-            let swept = cdi::sweep(&this.cdi_folder, std::slice::from_ref(&this.resource));
-            complain(swept, "CDI files of resources that are gone cannot be removed");
-        })
-        .await;
+    /// Writes what others read about devices that pods have.
+    async fn restore(&self, in_use: Vec<Offer>) {
+        self.on_disk(move |this| in_use.iter().for_each(|offer| this.write_device_info(offer))).await;
     }
 
     /// The list has changed.
@@ -144,7 +142,7 @@ impl Allocator {
 
     /// What cannot be written is said and in nobody's way: pods get their NICs by the kubelet's word, not by this.
     fn write_device_info(&self, offer: &Offer) {
-        if let Err(error) = self.device_info.write(offer, self.extras) {
+        if let Err(error) = self.device_info.write(offer, self.extras.with(offer)) {
             warn!(device = %offer.id, reason = format!("{error:#}"), "the device-info file cannot be written");
         }
     }
@@ -156,12 +154,12 @@ impl Allocator {
             Grant::of(offer.clone(), &self.sysfs)
                 .inspect_err(|error| debug!(device = %offer.id, reason = error.chain(), "no CDI device"))
         };
-        let wanted = list.iter().filter(|_| self.extras.cdi);
+        let wanted = list.iter().filter(|offer| self.extras.with(offer).cdi);
         let grants: Vec<Grant> = wanted.filter_map(|offer| grant(offer).ok()).collect();
         let published = cdi.publish(&grants, self.extras);
         let is_there =
             complain(published, "the CDI file cannot be kept: containers get device nodes without it");
-        (is_there && self.extras.cdi).then_some(cdi)
+        (is_there && list.iter().any(|offer| self.extras.with(offer).cdi)).then_some(cdi)
     }
 }
 
@@ -243,7 +241,7 @@ fn preferred_by_one(
         Candidate {
             id,
             numa_node: offer.and_then(|offer| offer.numa_node),
-            network: None,
+            network: offer.and_then(|offer| offer.network.clone()),
             used: offer.map(|offer| offer.used(now)).unwrap_or_default(),
         }
     };
@@ -266,7 +264,8 @@ mod tests {
         let id: DeviceId = id.parse().unwrap();
         let mac = Some(nic::MacAddr([0x52, 0x54, 0, 0xc4, 0xe6, 0xcd]));
         let driver = Some("virtio_net".into());
-        Offer { pci: id.pci(), id, ill: None, numa_node, driver, mac, used: LastUse::Unknown }
+        let pool = Arc::new(nic::Pool::empty("kernel.org/virt".parse().unwrap()));
+        Offer { numa_node, driver, mac, ..Offer::bare(id, pool) }
     }
 
     fn grants(offers: &[Offer]) -> Vec<Grant> {
@@ -317,7 +316,6 @@ mod tests {
             sysfs: Sysfs::at(tree.path()),
             device_info: DeviceInfo::new(&root.join("dp"), &resource),
             cdi: Cdi::new(&root.join("cdi"), &resource),
-            cdi_folder: root.join("cdi"),
             resource,
         }
     }

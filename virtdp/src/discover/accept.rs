@@ -1,6 +1,7 @@
 //! `virtdp accept ID`: the operator's word that the NIC which sits there now is the right one.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use nic::DeviceId;
@@ -15,7 +16,8 @@ use crate::cli::Settings;
 /// # Errors
 /// There is no such NIC, its MAC cannot be seen, or the journal cannot be read or written.
 pub(crate) fn run(settings: &Settings, device: &DeviceId) -> Result<()> {
-    let survey = Reader::new(settings).read(&settings.pool).context("the node cannot be read")?;
+    // What is offered does not matter here.
+    let survey = Reader::new(settings).read(&Arc::default()).context("the node cannot be read")?;
     let seen = survey.nics.iter().find(|seen| seen.nic.id == *device);
     let seen = seen.with_context(|| format!("there is no NIC {device} on this node"))?;
     let is = permanent_mac(seen).with_context(|| {

@@ -16,6 +16,7 @@ mod vital;
 use std::sync::Arc;
 use std::time::Duration;
 
+use config::Config;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,7 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
 /// Follows the node until `stop`. The one owner of what was discovered.
 pub(crate) async fn follow(
     settings: Settings,
+    config: watch::Receiver<Arc<Config>>,
     sight: watch::Sender<Sight>,
     metrics: Metrics,
     stop: CancellationToken,
@@ -66,13 +68,14 @@ pub(crate) async fn follow(
     let (resolved, peers) = vital::channel(&settings.api_servers);
     tokio::join!(
         vital::follow(settings.api_servers.clone(), resolved, stop.clone()),
-        keep_looking(settings, peers, sight, metrics, stop),
+        keep_looking(settings, peers, config, sight, metrics, stop),
     );
 }
 
 async fn keep_looking(
     settings: Settings,
     mut peers: watch::Receiver<Resolved>,
+    mut config: watch::Receiver<Arc<Config>>,
     sight: watch::Sender<Sight>,
     metrics: Metrics,
     stop: CancellationToken,
@@ -92,10 +95,10 @@ async fn keep_looking(
     loop {
         let started = Instant::now();
         // Files and netlink are read on a thread of their own: the kubelet is answered meanwhile.
-        let pool = settings.pool.clone();
+        let in_force = Arc::clone(&config.borrow_and_update());
         reader.set_peers(peers.borrow_and_update().clone());
         let read = tokio::task::spawn_blocking(move || {
-            let survey = reader.read(&pool);
+            let survey = reader.read(&in_force);
             (reader, survey)
         });
         let read = tokio::select! {
@@ -117,7 +120,7 @@ async fn keep_looking(
         let again_after = match survey {
             Ok(survey) => {
                 failures = 0;
-                report.tell(&survey, &settings.pool);
+                report.tell(&survey);
                 if matches!(*sight.borrow(), Sight::Unknown) {
                     info!(
                         milliseconds = started.elapsed().as_millis(),
@@ -149,6 +152,8 @@ async fn keep_looking(
         tokio::select! {
             () = changes.settled(again_after) => {}
             _ = peers.changed() => {}
+            // Who handed it on has gone, and so do we soon.
+            changed = config.changed() => if changed.is_err() { stop.cancelled().await },
             () = stop.cancelled() => return,
         }
     }

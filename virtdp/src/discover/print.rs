@@ -1,10 +1,12 @@
 //! `virtdp discover`: every interface of the node, whether it is offered, and why.
 
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::sync::Arc;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
-use nic::{Health, Standing};
+use nic::{Health, Membership, Standing};
 use serde::Serialize;
 
 use super::read::Reader;
@@ -12,35 +14,40 @@ use super::survey::{Seen, Survey};
 use super::vital;
 use crate::cli::Settings;
 
+const COLUMNS: usize = 8;
+
 /// Looks once, and prints.
 ///
 /// # Errors
 /// The node cannot be read, or standard output is closed.
 pub(crate) fn run(settings: &Settings, json: bool) -> Result<()> {
+    let config = Arc::new(crate::configure::load(settings)?);
     let mut reader = Reader::new(settings);
     reader.set_peers(vital::resolve(&settings.api_servers));
-    let survey = reader.read(&settings.pool).context("the node cannot be read")?;
+    let survey = reader.read(&config).context("the node cannot be read")?;
     let rows = rows(&survey);
     // Colour only on a terminal, and not with NO_COLOR.
     let mut out = anstream::stdout().lock();
     if json {
-        let resource = settings.pool.resource.as_str();
-        let text = serde_json::to_string_pretty(&Report { resource, interfaces: &rows })?;
+        let resources = config.pools.iter().map(|pool| pool.resource.as_str()).collect();
+        let text = serde_json::to_string_pretty(&Report { resources, interfaces: &rows })?;
         writeln!(out, "{text}")?;
         return Ok(());
     }
     out.write_all(table(&rows).as_bytes())?;
-    let offered = rows
-        .iter()
-        .filter(|row| matches!(row.state, State::Offered | State::InUse | State::Insisted))
-        .count();
-    writeln!(out, "\n{}: {offered} of {} NICs", settings.pool.resource, survey.nics.len())?;
+    writeln!(out)?;
+    for pool in config.pools.iter() {
+        let resource = pool.resource.as_str();
+        let counted = |row: &&Row| matches!(row.state, State::Offered | State::InUse | State::Insisted);
+        let rows = rows.iter().filter(|row| row.pool.as_deref() == Some(resource));
+        writeln!(out, "{resource}: {} of {} NICs", rows.filter(counted).count(), survey.nics.len())?;
+    }
     Ok(())
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
-    resource: &'a str,
+    resources: Vec<&'a str>,
     interfaces: &'a [Row],
 }
 
@@ -56,6 +63,16 @@ struct Row {
     hardware: Option<String>,
     mac: Option<String>,
     numa_node: Option<u16>,
+    /// The resource that it is offered as.
+    pool: Option<String>,
+    /// Further pools that would have taken it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    also_wanted_by: Vec<String>,
+    /// What the VM's metadata say of it.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    network_ids: BTreeSet<String>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    tags: BTreeSet<String>,
     state: State,
     reason: String,
 }
@@ -115,6 +132,13 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Row {
         (Standing::Offered(Health::Healthy), None) => (State::Offered, "free".to_owned()),
     };
     let nic = &seen.nic;
+    let told = seen.told.clone().unwrap_or_default();
+    let offered = |_: &&Membership| state != State::Skipped;
+    let membership = seen.membership.as_ref().filter(offered);
+    let also: Vec<String> =
+        membership.iter().flat_map(|found| &found.also).map(ToString::to_string).collect();
+    let reason =
+        if also.is_empty() { reason } else { format!("{reason}; also wanted by {}", also.join(", ")) };
     Row {
         device: Some(nic.id.to_string()),
         interface: Some(seen.interfaces()).filter(|names| !names.is_empty()),
@@ -122,6 +146,10 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Row {
         hardware: nic.hardware.map(|hardware| hardware.to_string()),
         mac: seen.mac().or_else(|| lease?.mac).map(|mac| mac.to_string()),
         numa_node: nic.numa_node,
+        pool: membership.map(|found| found.pool.resource.to_string()),
+        also_wanted_by: also,
+        network_ids: told.network_ids,
+        tags: told.tags,
         ..Row::new(state, reason)
     }
 }
@@ -135,12 +163,16 @@ impl Row {
             hardware: None,
             mac: None,
             numa_node: None,
+            pool: None,
+            also_wanted_by: Vec::new(),
+            network_ids: BTreeSet::new(),
+            tags: BTreeSet::new(),
             state,
             reason,
         }
     }
 
-    fn cells(&self) -> [String; 7] {
+    fn cells(&self) -> [String; COLUMNS] {
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
         [
             text(&self.device),
@@ -148,6 +180,7 @@ impl Row {
             text(&self.driver),
             text(&self.mac),
             self.numa_node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
+            text(&self.pool),
             self.state.word().to_owned(),
             self.reason.clone(),
         ]
@@ -179,8 +212,8 @@ impl State {
 
 /// The rows in columns, each line in the colour of its state.
 fn table(rows: &[Row]) -> String {
-    const HEAD: [&str; 7] = ["DEVICE", "INTERFACE", "DRIVER", "MAC", "NUMA", "STATE", "REASON"];
-    let cells: Vec<[String; 7]> = rows.iter().map(Row::cells).collect();
+    const HEAD: [&str; COLUMNS] = ["DEVICE", "INTERFACE", "DRIVER", "MAC", "NUMA", "POOL", "STATE", "REASON"];
+    let cells: Vec<[String; COLUMNS]> = rows.iter().map(Row::cells).collect();
     let mut widths = HEAD.map(str::len);
     for row in &cells {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -188,7 +221,7 @@ fn table(rows: &[Row]) -> String {
         }
     }
     let mut text = String::new();
-    let mut line = |cells: [&str; 7], style: Style| {
+    let mut line = |cells: [&str; COLUMNS], style: Style| {
         let mut line = String::new();
         for (cell, width) in cells.iter().zip(widths) {
             line.push_str(&format!("{cell:width$}  "));

@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use config::Config;
 use ledger::{Ledger, Stage};
 use linux::route::{Look, Socket, Vital};
 use linux::{Devices, Sysfs};
 use nic::lifeline::TornFacts;
-use nic::{DeviceId, NodeFacts, Pool};
+use nic::{AtHome, DeviceId, NodeFacts};
 use tracing::warn;
 
 use super::identity::Identities;
 use super::pods;
-use super::survey::{Lease, Survey, Tally};
+use super::survey::{Lease, Memory, Survey, Tally};
 use super::vital::Resolved;
 use crate::cli::Settings;
 
@@ -35,10 +37,11 @@ pub(crate) struct Reader {
     routes: Option<Socket>,
     /// What was said about the ledger last.
     complaints: BTreeSet<String>,
-    /// What it said when it could be read last.
-    leases: BTreeMap<DeviceId, Lease>,
-    tally: Tally,
-    /// Those of NICs that are in pods.
+    /// What it said when it could be read last of what NICs are like at home.
+    at_home: BTreeMap<DeviceId, AtHome>,
+    /// What is remembered for the next look.
+    memory: Memory,
+    /// The leases of NICs that are in pods.
     plumbed: Vec<ledger::Lease>,
     identities: Identities,
 }
@@ -55,8 +58,8 @@ impl Reader {
             insisted: settings.offer_lifeline.clone(),
             routes: None,
             complaints: BTreeSet::new(),
-            leases: BTreeMap::new(),
-            tally: Tally::default(),
+            at_home: BTreeMap::new(),
+            memory: Memory::default(),
             plumbed: Vec::new(),
             identities: Identities::new(settings),
         }
@@ -76,10 +79,10 @@ impl Reader {
     ///
     /// # Errors
     /// Something cannot be read, or kept changing. Nothing can be said about any NIC then.
-    pub(crate) fn read(&mut self, pool: &Pool) -> Result<Survey> {
+    pub(crate) fn read(&mut self, config: &Arc<Config>) -> Result<Survey> {
         let mut attempt = 1;
         loop {
-            match self.attempt(pool)? {
+            match self.attempt(config)? {
                 Ok(survey) => return Ok(survey),
                 Err(torn) if attempt >= ATTEMPTS => return Err(torn),
                 Err(_) => {}
@@ -90,7 +93,7 @@ impl Reader {
     }
 
     /// One look. The inner error is that of facts that do not fit together.
-    fn attempt(&mut self, pool: &Pool) -> Result<Result<Survey>> {
+    fn attempt(&mut self, config: &Arc<Config>) -> Result<Result<Survey>> {
         // The ledger first: a NIC that leaves while we read is then at home, which is the cautious mistake.
         self.read_ledger();
         let found = self.sysfs.nics().context("find the network devices in sysfs")?;
@@ -107,12 +110,13 @@ impl Reader {
             Ok(look) => look,
             Err(torn) => return Ok(Err(torn.into())),
         };
-        let leased = self.leases.keys().cloned().collect();
+        let leased = self.memory.leases.keys().cloned().collect();
         let facts = match NodeFacts::new(found.nics, &interfaces, links, lifeline, leased) {
-            Ok(facts) => facts.insisting_on(self.insisted.clone()),
+            Ok(facts) => facts.insisting_on(&self.insisted | &config.offer_lifeline),
             Err(torn) => return Ok(Err(torn.into())),
         };
-        let mut survey = Survey::of(&facts, found.unreadable, self.leases.clone(), self.tally, pool);
+        self.remember(&facts);
+        let mut survey = Survey::of(&facts, found.unreadable, &self.memory, Arc::clone(config));
         pods::look(&mut survey, &self.plumbed, &self.devices);
         self.identities.check(&mut survey);
         Ok(Ok(survey))
@@ -128,27 +132,49 @@ impl Reader {
         socket.look(&vital).context("read links, routes and addresses")
     }
 
+    /// Keeps in mind what NICs are like at home, for when they are away. What the ledger says goes before: a NIC that came back by
+    /// itself still has the name and the MTU that it had in the pod.
+    fn remember(&mut self, facts: &NodeFacts) {
+        let mut before = std::mem::take(&mut self.memory.homes);
+        for nic in facts.nics() {
+            let link = facts.link(nic);
+            let known = link.map(AtHome::from).or_else(|| before.remove(&nic.id));
+            let another = |home: &AtHome| {
+                let is = link.and_then(|link| link.permanent_mac);
+                is.zip(home.mac).is_some_and(|(is, was)| is != was)
+            };
+            let home = match self.at_home.get(&nic.id).filter(|home| !another(home)) {
+                Some(home) => Some(AtHome { queues: known.and_then(|known| known.queues), ..home.clone() }),
+                None => known,
+            };
+            self.memory.homes.extend(home.map(|home| (nic.id.clone(), home)));
+        }
+    }
+
     /// What cannot be read of the ledger is said once, and is in nobody's way: it is ehost-device that decides by it.
     fn read_ledger(&mut self) {
         let listing = match self.ledger.list() {
             Ok(listing) => listing,
             Err(error) => {
-                self.tally.listed = false;
+                self.memory.tally.listed = false;
                 self.complain(BTreeSet::from([format!("{:#}", anyhow::Error::from(error))]));
                 return;
             }
         };
-        self.tally = Tally::of(&listing);
+        self.memory.tally = Tally::of(&listing);
         let mut leases = BTreeMap::new();
+        self.at_home.clear();
         let mut complaints = BTreeSet::new();
         self.plumbed.clear();
         for lease in listing.leases {
             if matches!(lease.stage, Stage::Plumbed { .. }) {
                 self.plumbed.push(lease.clone());
             }
+            let mac = lease.permanent_mac.or(lease.home.mac);
+            let home = AtHome { name: lease.home.name, mac, mtu: lease.home.mtu, queues: None };
+            self.at_home.insert(lease.device.clone(), home);
             // A NIC that is at home under another name is in nobody's hands.
             if !matches!(lease.stage, Stage::Displaced { .. }) {
-                let mac = lease.permanent_mac.or(lease.home.mac);
                 let owner = &lease.owner;
                 let pod = owner.pod.clone().map(|pod| (pod, owner.if_name.clone()));
                 leases.insert(lease.device, Lease { owner: lease.owner.to_string(), mac, pod });
@@ -165,7 +191,7 @@ impl Reader {
             }
             complaints.insert(format!("{:#}", anyhow::Error::from(error)));
         }
-        self.leases = leases;
+        self.memory.leases = leases;
         self.complain(complaints);
     }
 

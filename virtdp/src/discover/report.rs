@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nic::{DeviceId, Pool, Skip, Standing};
+use nic::{DeviceId, ResourceName, Skip, Standing};
 use tracing::{debug, info, warn};
 
 use super::survey::{Seen, Survey};
@@ -22,6 +22,10 @@ pub(crate) struct Report {
 struct Line {
     kind: Kind,
     interface: String,
+    /// The resource that it is offered as.
+    pool: String,
+    /// Those of pools that would have taken it, too.
+    also: String,
     reason: String,
 }
 
@@ -37,7 +41,7 @@ enum Kind {
 
 impl Report {
     /// Tells what is new.
-    pub(crate) fn tell(&mut self, survey: &Survey, pool: &Pool) {
+    pub(crate) fn tell(&mut self, survey: &Survey) {
         if self.failure.take().is_some() {
             info!("the node's interfaces and routes can be read again");
         }
@@ -58,9 +62,10 @@ impl Report {
         }
         let nothing_offered = !lines.values().any(|line| matches!(line.kind, Kind::Offered | Kind::Insisted));
         if nothing_offered && !self.nothing_offered {
+            let resources: Vec<&str> =
+                survey.config.pools.iter().map(|pool| pool.resource.as_str()).collect();
             warn!(
-                resource = %pool.resource,
-                drivers = pool.drivers.join(","),
+                resources = resources.join(","),
                 "no NIC to offer on this node (virtdp discover shows why)"
             );
         }
@@ -92,12 +97,19 @@ impl Report {
 }
 
 impl Line {
+    fn new(kind: Kind, interface: String, reason: String) -> Line {
+        Line { kind, interface, pool: String::new(), also: String::new(), reason }
+    }
+
     fn log(&self, device: &str) {
-        let Line { kind, interface, reason } = self;
+        let Line { kind, interface, pool, also, reason } = self;
+        if !also.is_empty() {
+            warn!(device, pool, also, "several pools want this NIC: the first in the configuration has it");
+        }
         match kind {
-            Kind::Offered => info!(interface, reason, "Offering {device}"),
+            Kind::Offered => info!(interface, pool, reason, "Offering {device}"),
             Kind::Insisted => {
-                warn!(interface, reason, "Offering {device}, WHICH CARRIES THE NODE: --offer-lifeline")
+                warn!(interface, pool, reason, "Offering {device}, WHICH CARRIES THE NODE: offerLifeline")
             }
             Kind::Default => info!(interface, reason, "Skipping default interface {device}"),
             Kind::Skipped => info!(interface, reason, "Skipping interface of {device}"),
@@ -111,11 +123,10 @@ fn lines(survey: &Survey) -> BTreeMap<String, Line> {
     let nics = survey.nics.iter().map(|seen| (seen.nic.id.to_string(), of_nic(seen, survey)));
     let others = survey.others.iter().map(|other| {
         let kind = if other.software { Kind::Software } else { Kind::Skipped };
-        (other.name.to_string(), Line { kind, interface: other.name.to_string(), reason: other.why.clone() })
+        (other.name.to_string(), Line::new(kind, other.name.to_string(), other.why.clone()))
     });
     let unreadable = survey.unreadable.iter().map(|device| {
-        let line = Line { kind: Kind::Unreadable, interface: String::new(), reason: device.why.clone() };
-        (device.device.clone(), line)
+        (device.device.clone(), Line::new(Kind::Unreadable, String::new(), device.why.clone()))
     });
     nics.chain(others).chain(unreadable).collect()
 }
@@ -137,5 +148,11 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Line {
         Standing::Skipped(skip @ Skip::Lifeline { .. }) => (Kind::Default, skip.to_string()),
         Standing::Skipped(skip) => (Kind::Skipped, skip.to_string()),
     };
-    Line { kind, interface: seen.interfaces(), reason }
+    let membership = seen.membership.as_ref().filter(|_| matches!(kind, Kind::Offered | Kind::Insisted));
+    let also: Vec<&str> = membership.iter().flat_map(|found| &found.also).map(ResourceName::as_str).collect();
+    Line {
+        pool: membership.map(|found| found.pool.resource.to_string()).unwrap_or_default(),
+        also: also.join(","),
+        ..Line::new(kind, seen.interfaces(), reason)
+    }
 }

@@ -1,10 +1,15 @@
 //! What was found in one look at the node, judged. Plain data.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use config::Config;
 use ledger::{Listing, Stage};
 use linux::Unreadable;
-use nic::{DeviceId, Health, IfName, Link, MacAddr, Nic, NodeFacts, Pool, Standing};
+use nic::{
+    AtHome, DeviceId, Health, IfName, Link, MacAddr, Membership, Metadata, Nic, NodeFacts, Standing, Told,
+    View,
+};
 
 /// One look at the node.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +26,21 @@ pub(crate) struct Survey {
     pub(crate) insisted: BTreeSet<DeviceId>,
     /// What is in the ledger, counted.
     pub(crate) ledger: Tally,
+    /// The configuration that they were judged by.
+    pub(crate) config: Arc<Config>,
+}
+
+/// What is known besides what can be seen in this look.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    /// Which NICs the ledger says are away, and for whom.
+    pub(crate) leases: BTreeMap<DeviceId, Lease>,
+    /// What is in the ledger, counted.
+    pub(crate) tally: Tally,
+    /// What the ledger says that NICs are like at home; and of others what they were like when they were seen last.
+    pub(crate) homes: BTreeMap<DeviceId, AtHome>,
+    /// The VM's metadata, if there are any and they could be read.
+    pub(crate) metadata: Option<Metadata>,
 }
 
 /// How many leases there are, by stage, and how many files that are none.
@@ -60,6 +80,10 @@ pub(crate) struct Seen {
     /// Its link, while it is in the node's network namespace.
     pub(crate) link: Option<Link>,
     pub(crate) standing: Standing,
+    /// The pool that wants it: there is one if it is offered.
+    pub(crate) membership: Option<Membership>,
+    /// What the VM's metadata say of it.
+    pub(crate) told: Option<Told>,
 }
 
 /// An interface that is no NIC of ours.
@@ -87,14 +111,19 @@ impl Survey {
     pub(crate) fn of(
         facts: &NodeFacts,
         unreadable: Vec<Unreadable>,
-        leases: BTreeMap<DeviceId, Lease>,
-        ledger: Tally,
-        pool: &Pool,
+        memory: &Memory,
+        config: Arc<Config>,
     ) -> Survey {
-        let seen = |nic: &Nic| Seen {
-            nic: nic.clone(),
-            link: facts.link(nic).cloned(),
-            standing: facts.judge(nic, pool),
+        let seen = |nic: &Nic| {
+            let view = View { nic, home: memory.homes.get(&nic.id), metadata: memory.metadata.as_ref() };
+            let verdict = facts.judge(&view, &config.pools);
+            Seen {
+                nic: nic.clone(),
+                link: facts.link(nic).cloned(),
+                standing: verdict.standing,
+                membership: verdict.membership,
+                told: view.told(),
+            }
         };
         let other = |(link, why): (&Link, String)| Other {
             name: link.name.clone(),
@@ -105,9 +134,10 @@ impl Survey {
             nics: facts.nics().iter().map(seen).collect(),
             others: facts.others().into_iter().map(other).collect(),
             unreadable,
-            leases,
+            leases: memory.leases.clone(),
             insisted: facts.insisted().clone(),
-            ledger,
+            ledger: memory.tally,
+            config,
         }
     }
 

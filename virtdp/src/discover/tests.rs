@@ -27,7 +27,9 @@ fn what_no_event_told_is_seen_by_looking_again() {
     on_a_node(async |tree, settings| {
         let (sight, mut seen) = watch::channel(Sight::Unknown);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(follow(settings, sight, crate::observe::Metrics::default(), stop.clone()));
+        let (_config, config) = watch::channel(Arc::default());
+        let metrics = crate::observe::Metrics::default();
+        let task = tokio::spawn(follow(settings, config, sight, metrics, stop.clone()));
         let mut devices = async || {
             seen.changed().await.unwrap();
             match &*seen.borrow() {

@@ -13,14 +13,14 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use super::metrics::{Metrics, OfPool};
-use crate::advertise::List;
+use crate::advertise::Lists;
 use crate::discover::{Sight, Survey};
 
 /// What is read at each scrape.
 pub(super) struct State {
     metrics: Metrics,
     sight: watch::Receiver<Sight>,
-    list: watch::Receiver<List>,
+    lists: watch::Receiver<Lists>,
     started: SystemTime,
 }
 
@@ -28,13 +28,13 @@ pub(super) struct State {
 pub(super) fn registry(
     metrics: &Metrics,
     sight: watch::Receiver<Sight>,
-    list: watch::Receiver<List>,
+    lists: watch::Receiver<Lists>,
 ) -> Registry {
     let mut registry = Registry::default();
     let ours = registry.sub_registry_with_prefix("virtdp");
     metrics.register(ours);
     ours.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-    let state = State { metrics: metrics.clone(), sight, list, started: SystemTime::now() };
+    let state = State { metrics: metrics.clone(), sight, lists, started: SystemTime::now() };
     registry.register_collector(Box::new(state));
     registry
 }
@@ -64,13 +64,13 @@ struct Devices {
 impl State {
     /// What the kubelet hears.
     fn devices(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let list = self.list.borrow().clone().unwrap_or_default();
+        let lists = self.lists.borrow().clone().unwrap_or_default();
         let mut devices = BTreeMap::new();
         for resource in self.metrics.pools().keys() {
             for state in ["healthy", "unhealthy"] {
                 devices.insert(Devices { resource: resource.to_string(), state }, 0_u64);
             }
-            for offer in list.iter() {
+            for offer in lists.get(resource).iter().flat_map(|list| list.iter()) {
                 let state = if offer.ill.is_none() { "healthy" } else { "unhealthy" };
                 *devices.entry(Devices { resource: resource.to_string(), state }).or_default() += 1;
             }
@@ -134,13 +134,13 @@ fn skipped(out: &mut DescriptorEncoder<'_>, survey: &Survey) -> fmt::Result {
 
 /// The classes of reasons for which a NIC is skipped.
 const SKIPS: [&str; 6] =
-    ["lifeline", "no_driver", "driver", "several_interfaces", "out_of_sight", "unreadable"];
+    ["lifeline", "no_driver", "unwanted", "several_interfaces", "out_of_sight", "unreadable"];
 
 fn class(skip: &Skip) -> &'static str {
     match skip {
         Skip::Lifeline { .. } => "lifeline",
         Skip::NoDriver => "no_driver",
-        Skip::Driver { .. } => "driver",
+        Skip::Unwanted(_) => "unwanted",
         Skip::SeveralInterfaces(_) => "several_interfaces",
         Skip::OutOfSight => "out_of_sight",
     }

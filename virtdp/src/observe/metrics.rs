@@ -108,6 +108,11 @@ impl Metrics {
         self.of(resource, |state| state.registration = Err("not registered yet".to_owned()));
     }
 
+    /// This pool is not to be registered any more. What was counted stays.
+    pub(crate) fn ends(&self, resource: &ResourceName) {
+        self.0.pools.send_modify(|pools| drop(pools.remove(resource)));
+    }
+
     /// The kubelet took the registration, and listens.
     pub(crate) fn registered(&self, resource: &ResourceName) {
         self.0.registrations.get_or_create(&OfPool::new(resource)).inc();

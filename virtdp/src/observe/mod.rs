@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::advertise::{Desk, List};
+use crate::advertise::{Desk, Lists};
 use crate::discover::Sight;
 
 pub(crate) use self::events::{Credentials, tell};
@@ -45,10 +45,10 @@ impl View {
     pub(crate) fn new(
         metrics: Metrics,
         sight: watch::Receiver<Sight>,
-        list: watch::Receiver<List>,
+        lists: watch::Receiver<Lists>,
         desk: Desk,
     ) -> Self {
-        let registry = exposition::registry(&metrics, sight.clone(), list);
+        let registry = exposition::registry(&metrics, sight.clone(), lists);
         View(Arc::new(Inner { metrics, registry, sight, desk, started: Instant::now() }))
     }
 

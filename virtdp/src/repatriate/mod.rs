@@ -91,6 +91,8 @@ mod tests {
             nic: Nic {
                 id: id.parse().unwrap(),
                 bus_name: "virtio0".into(),
+                above: Vec::new(),
+                acpi_index: None,
                 pci: None,
                 driver: None,
                 hardware: None,
@@ -101,6 +103,8 @@ mod tests {
                     .collect(),
             },
             link: None,
+            membership: None,
+            told: None,
             standing: Standing::Offered(Health::Healthy),
         };
         let lease =

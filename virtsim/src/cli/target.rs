@@ -106,7 +106,7 @@ pub(super) fn known<'a>(kinds: &'a Kinds, word: &str) -> Result<&'a Kind> {
         return Ok(kind);
     }
     let words = kinds.iter().flat_map(|kind| [kind.plural.as_str(), kind.singular.as_str()]);
-    match Kinds::nearest(word, words) {
+    match located::nearest(word, words) {
         Some(meant) => bail!("this node serves no {word:?}: did you mean {meant}?"),
         None => bail!("this node serves no {word:?}: `virtsim api-resources` lists what there is"),
     }

@@ -177,7 +177,7 @@ fn unknown_kind(manifest: &Manifest, kinds: &Kinds) -> Fault {
         return manifest.fault("/apiVersion", what);
     }
     let in_group = kinds.iter().filter(|known| known.group == split_api_version(api_version).0);
-    let remedy = match Kinds::nearest(kind, in_group.map(|known| known.kind.as_str())) {
+    let remedy = match located::nearest(kind, in_group.map(|known| known.kind.as_str())) {
         Some(meant) => format!("did you mean {meant}?"),
         None if (api_version, kind) == NETWORK => {
             "apply its definition first or in the same command, deployments/crdnetwork.yaml".to_owned()

@@ -18,6 +18,7 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_PROP_LIST: u16 = 52;
@@ -229,6 +230,7 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
         permanent_mac: None,
         mtu: 0,
         tx_queue_len: 0,
+        rx_queues: None,
         alias: None,
         up: flags & IFF_UP != 0,
         carrier: false,
@@ -248,6 +250,7 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
             IFLA_PERM_ADDRESS => link.permanent_mac = mac(value),
             IFLA_MTU => link.mtu = wire::u32_at(value, 0).unwrap_or(0),
             IFLA_TXQLEN => link.tx_queue_len = wire::u32_at(value, 0).unwrap_or(0),
+            IFLA_NUM_RX_QUEUES => link.rx_queues = wire::u32_at(value, 0),
             IFLA_IFALIAS => link.alias = Some(wire::text(value)).filter(|alias| !alias.is_empty()),
             IFLA_CARRIER => link.carrier = value.first() == Some(&1),
             IFLA_MASTER => link.master = wire::u32_at(value, 0).filter(|index| *index != 0),

@@ -62,6 +62,40 @@ fn a_nic_without_pci_has_the_name_of_what_it_sits_on() {
 }
 
 #[test]
+fn what_a_nic_sits_behind_and_its_number_by_the_firmware_are_read() {
+    let tree = Tree::new();
+    for bridge in ["pci0000:00/0000:00:02.1", "pci0000:00/0000:00:02.1/0000:02:00.0"] {
+        tree.pci(bridge, 0x06_0400, 0x1b36, 0x000c);
+    }
+    let deep = "pci0000:00/0000:00:02.1/0000:02:00.0/0000:03:01.0";
+    tree.virtio_nic(deep, "virtio0");
+    tree.write(deep, "acpi_index", "101");
+    let (physical, virtual_one) = ("pci0000:00/0000:00:05.0", "pci0000:00/0000:00:05.1");
+    for (function, device) in [(physical, 0x10ca), (virtual_one, 0x10ed)] {
+        tree.pci(function, ETHERNET, 0x8086, device);
+    }
+    std::os::unix::fs::symlink("../0000:00:05.0", tree.folder(virtual_one).join("physfn")).unwrap();
+    tree.write(virtual_one, "acpi_index", "many");
+    let mut nics = found(&tree).nics;
+    nics.sort_by(|a, b| a.id.cmp(&b.id));
+    let shown: Vec<String> = nics
+        .iter()
+        .map(|nic| {
+            let above: Vec<String> = nic.above.iter().map(ToString::to_string).collect();
+            format!("{} [{}] {:?}", nic.id, above.join(" "), nic.acpi_index)
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "0000:00:05.0 [] None",
+            "0000:00:05.1 [0000:00:05.0] None",
+            "0000:03:01.0 [0000:02:00.0 0000:00:02.1] Some(101)",
+        ]
+    );
+}
+
+#[test]
 fn other_nics_are_found_with_their_driver_and_other_devices_are_not() {
     let tree = Tree::new();
     tree.pci("pci0000:00/0000:00:05.0", ETHERNET, 0x8086, 0x100e);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use crate::facts::sample::link;
-use crate::{Interface, Lifeline, Link, MacAddr, Nic, NodeFacts, Pool, Route, Skip, Standing};
+use crate::{Interface, Lifeline, Link, MacAddr, Nic, NodeFacts, Pool, Pools, Route, Skip, Standing, View};
 
 const STACKED: [&str; 7] = ["vlan", "macvlan", "macvtap", "ipvlan", "macsec", "gre", "vxlan"];
 const MASTERS: [&str; 4] = ["bond", "team", "bridge", "vrf"];
@@ -211,6 +211,8 @@ impl Model {
                 id: format!("0000:00:0{index}.0").parse().unwrap(),
                 bus_name: format!("virtio{index}"),
                 pci: None,
+                above: vec![],
+                acpi_index: None,
                 driver: Some("virtio_net".to_owned()),
                 hardware: None,
                 numa_node: None,
@@ -252,7 +254,8 @@ proptest! {
 
     #[test]
     fn no_sequence_of_events_leads_to_the_uplink_being_offered(events in events(), seed: u64) {
-        let pool = Pool { resource: "kernel.org/virt".parse().unwrap(), drivers: vec!["virtio_net".into()] };
+        let pool = Pool::of_drivers("kernel.org/virt".parse().unwrap(), vec!["virtio_net".into()]);
+        let pools = Pools::new(vec![pool]);
         let mut model = Model::new();
         for event in events {
             model.happen(event);
@@ -266,7 +269,7 @@ proptest! {
             let told = carriers.iter().any(|index| matches!(model.devices[index], Device::Nic));
             for nic in facts.nics() {
                 let Some(interface) = nic.interfaces.first() else { continue };
-                let standing = facts.judge(nic, &pool);
+                let standing = facts.judge(&View { nic, home: None, metadata: None }, &pools).standing;
                 let spared = matches!(standing, Standing::Skipped(Skip::Lifeline { .. }));
                 if carriers.contains(&interface.index) {
                     prop_assert!(spared, "{} is {standing:?} after {event:?} in {model:#?}", interface.name);

@@ -52,7 +52,7 @@ fn said(identities: &mut Identities, mac: MacAddr, leases: &[(&str, Option<MacAd
     let leases = leases.iter().map(|each| (NIC.parse().unwrap(), lease(each))).collect();
     let standing = Standing::Offered(Health::Healthy);
     let mut survey = Survey {
-        nics: vec![Seen { nic: nic(), link: Some(link(mac)), standing }],
+        nics: vec![Seen { nic: nic(), link: Some(link(mac)), standing, membership: None, told: None }],
         leases,
         ..Survey::default()
     };
@@ -65,6 +65,8 @@ fn nic() -> Nic {
         id: NIC.parse().unwrap(),
         pci: NIC.parse().ok(),
         bus_name: "virtio0".into(),
+        above: Vec::new(),
+        acpi_index: None,
         driver: Some("virtio_net".into()),
         hardware: None,
         numa_node: None,

@@ -1,58 +1,46 @@
 //! YAML (and JSON, which is a part of it) as values that know where they stand.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 use serde_saphyr::{Spanned, options};
 
-use crate::api::json::escape;
+use crate::{Fault, Place};
 
 /// A value and its place: of the key where it has one, else of the value itself.
-#[derive(Debug)]
-pub(super) struct Node {
-    line: u64,
-    column: u64,
-    content: Content,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Counted from 1.
+    pub line: u64,
+    /// In characters, counted from 1.
+    pub column: u64,
+    /// The value.
+    pub content: Content,
 }
 
-#[derive(Debug)]
-enum Content {
+/// A value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// Neither a list nor a map.
     Plain(Value),
+    /// In their order.
     List(Vec<Node>),
+    /// Keys and values in their order. No key is there twice.
     Map(Vec<(String, Node)>),
 }
 
-impl Node {
-    /// The bare value; the places go to `places` by JSON pointer.
-    pub(super) fn take_apart(self, pointer: &str, places: &mut BTreeMap<String, (u64, u64)>) -> Value {
-        places.insert(pointer.to_owned(), (self.line, self.column));
-        match self.content {
-            Content::Plain(value) => value,
-            Content::List(items) => {
-                let item =
-                    |(index, item): (usize, Node)| item.take_apart(&format!("{pointer}/{index}"), places);
-                Value::Array(items.into_iter().enumerate().map(item).collect())
-            }
-            Content::Map(entries) => {
-                let entry = |(key, value): (String, Node)| {
-                    let value = value.take_apart(&format!("{pointer}/{}", escape(&key)), places);
-                    (key, value)
-                };
-                Value::Object(entries.into_iter().map(entry).collect::<Map<_, _>>())
-            }
-        }
-    }
-}
-
-/// The documents of a text; empty ones are left out. On failure line, column and what is wrong.
-pub(super) fn documents(text: &str) -> Result<Vec<Node>, (u64, u64, String)> {
+/// The documents of a text; empty ones are left out. `file` is what faults call it.
+///
+/// # Errors
+/// The text is neither YAML nor JSON.
+pub fn documents(file: &str, text: &str) -> Result<Vec<Node>, Fault> {
     // kubectl reads `yes` as text in JSON's types; a manifest means what the same manifest means there.
     let options = options! { strict_booleans: true, with_snippet: false };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-        (line, column, brief(&error.to_string()))
+        let place = Place { file: file.to_owned(), line, column };
+        Fault { place, what: brief(&error.to_string()) }
     })
 }
 

@@ -1,0 +1,50 @@
+//! Files that people write: each value with its place, so that whatever is wrong with it can be said where it stands, and
+//! with what was perhaps meant.
+//!
+//! Source: YAML 1.2; JSON is a part of it.
+
+mod node;
+mod word;
+
+use std::fmt;
+
+pub use self::node::{Content, Node, documents};
+pub use self::word::nearest;
+
+/// A line in a file, both counted from 1.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The file as it was named, `-` for standard input.
+    pub file: String,
+    /// 0 where no line is to blame.
+    pub line: u64,
+    /// Counted in characters.
+    pub column: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}:{}", self.file, self.column),
+        }
+    }
+}
+
+/// Something wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct Fault {
+    /// Where.
+    pub place: Place,
+    /// What, and what to do about it.
+    pub what: String,
+}
+
+impl Fault {
+    /// Something wrong with the file as a whole.
+    #[must_use]
+    pub fn of_file(file: impl Into<String>, what: impl Into<String>) -> Self {
+        Fault { place: Place { file: file.into(), line: 0, column: 0 }, what: what.into() }
+    }
+}
