@@ -77,7 +77,8 @@ impl Grant {
         }
         let told = self.offer.pool.additional_info_for(&self.offer.id);
         if !told.is_empty() {
-            info.insert("extraInfo".to_owned(), json!(told));
+            // Its README says `extraInfo`; its code does not (extraInfoProvider.go, `GetName`).
+            info.insert("extra".to_owned(), json!(told));
         }
         Value::Object(info)
     }
@@ -169,5 +170,20 @@ mod tests {
         let read: std::collections::BTreeMap<String, std::collections::BTreeMap<String, String>> =
             serde_json::from_value(info).unwrap();
         assert_eq!(read["netdevice"]["numaNode"], "1");
+    }
+
+    #[test]
+    fn a_pool_may_ask_for_device_nodes_and_add_words_of_its_own() {
+        let mut pool = nic::Pool::empty("example.com/fast".parse().unwrap());
+        for (about, key, value) in [("*", "zone", "a"), ("*", "token", "any"), (DEVICE, "token", "this")] {
+            pool.additional_info.entry(about.into()).or_default().insert(key.into(), value.into());
+        }
+        let needs = nic::Needs { tun: true, ..nic::Needs::default() };
+        let offer = Offer { pool: std::sync::Arc::new(pool), needs, ..offer(DEVICE, None) };
+        let grant = Grant::of(offer, &Sysfs::at("/nonexistent")).unwrap();
+        assert_eq!(shown(&grant, Extras::default()), ["/dev/net/tun -> /dev/net/tun"]);
+        let info = grant.info(Extras::default());
+        assert_eq!(info["extra"], json!({ "token": "this", "zone": "a" }));
+        assert_eq!(info["tun"], json!({ "mount": "/dev/net/tun" }));
     }
 }
