@@ -2,9 +2,13 @@
 //! messages, as when the kernel has more to say than anybody reads.
 #![allow(clippy::unwrap_used)]
 
+mod switch;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+
+pub use self::switch::{close_open_vswitch, open_vswitch};
 
 use netlink_sys::protocols::NETLINK_KOBJECT_UEVENT;
 use netlink_sys::{Socket, SocketAddr};
