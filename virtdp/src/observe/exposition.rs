@@ -129,7 +129,11 @@ fn skipped(out: &mut DescriptorEncoder<'_>, survey: &Survey) -> fmt::Result {
     }
     reasons.insert("unreadable", u64::try_from(survey.unreadable.len()).unwrap_or(u64::MAX));
     let mut encoder = gauge(out, "virtdp_skipped_nics", "NICs of the node that no pod can have", None)?;
-    reasons.iter().try_for_each(|(reason, count)| put(&mut encoder, &[("reason", *reason)], *count))
+    reasons.iter().try_for_each(|(reason, count)| put(&mut encoder, &[("reason", *reason)], *count))?;
+    let insisted = survey.nics.iter().filter(|seen| matches!(seen.standing, Standing::Insisted(..))).count();
+    let help = "NICs that carry the node and are offered all the same (--offer-lifeline)";
+    gauge(out, "virtdp_lifeline_offered_nics", help, None)?
+        .encode_gauge(&u64::try_from(insisted).unwrap_or(u64::MAX))
 }
 
 /// The classes of reasons for which a NIC is skipped.

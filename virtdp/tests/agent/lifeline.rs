@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::kubelet::Kubelet;
+use crate::observe::{scrape, value};
 use crate::stage::{Stage, UPLINK};
 
 const FIRST: &str = "0000:00:09.0";
@@ -62,6 +63,7 @@ async fn who_insists_on_the_lifeline_is_obeyed_and_warned_at_every_start() {
     let mut kubelet = Kubelet::start(stage.kubelet_dir());
     let mut command = stage.command();
     command.extend(["--offer-lifeline", UPLINK, "--offer-lifeline", "0000:00:1f.7"].map(String::from));
+    command.push(format!("--listen=unix:{}", stage.path("observe.sock").display()));
     for _ in 0..2 {
         let mut agent = stage.start_as(&command);
         let mut plugin = kubelet.plugin().await;
@@ -69,6 +71,7 @@ async fn who_insists_on_the_lifeline_is_obeyed_and_warned_at_every_start() {
         agent.says(&["W", "--offer-lifeline: this NIC is offered even if", UPLINK]);
         agent.says(&["W", "Offering 0000:00:03.0, WHICH CARRIES THE NODE", "IPv4 default route"]);
         agent.says(&["W", "--offer-lifeline names a device that is no NIC of this node", "0000:00:1f.7"]);
+        assert_eq!(value(&scrape(&stage), "virtdp_lifeline_offered_nics", &[]), 1.0);
         assert_eq!(plugin.allocate(&[&[UPLINK]]).await.unwrap().container_responses.len(), 1);
         agent.terminate();
     }
@@ -143,4 +146,38 @@ async fn while_the_api_servers_name_cannot_be_resolved_nothing_is_offered() {
     agent.says(&["E", "no NIC is offered", "api.virtnet.invalid cannot be resolved"]);
     assert!(agent.is_running());
     assert_eq!(stage.sockets(), Vec::<String>::new());
+}
+
+/// Runs `work` where nobody gets a netlink socket for routes, nor what is started there.
+fn without_routes<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    // AF_NETLINK, NETLINK_ROUTE.
+    const FILTER: &str = r#"{"main": {"mismatch_action": "allow", "match_action": {"errno": 13}, "filter": [{"syscall": "socket", "args": [
+        {"index": 0, "type": "dword", "op": "eq", "val": 16}, {"index": 2, "type": "dword", "op": "eq", "val": 0}]}]}}"#;
+    let filters =
+        seccompiler::compile_from_json(FILTER.as_bytes(), std::env::consts::ARCH.try_into().unwrap());
+    let filters = filters.unwrap();
+    let filtered = || {
+        seccompiler::apply_filter(&filters["main"]).unwrap();
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(filtered).join().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_routes_cannot_be_read_nothing_is_offered_and_nothing_is_shown() {
+    let stage = Stage::with_spares(&[FIRST]);
+    let _kubelet = Kubelet::start(stage.kubelet_dir());
+    let mut agent = without_routes(|| stage.start());
+    agent.says(&[
+        "E",
+        "no NIC is offered: the node's interfaces and routes cannot be read",
+        "Permission denied",
+    ]);
+    assert!(agent.is_running());
+    assert_eq!(stage.sockets(), Vec::<String>::new());
+    let output = without_routes(|| stage.discover(&[]));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the node cannot be read") && said.contains("Permission denied"), "{said}");
 }

@@ -46,7 +46,7 @@ pub(crate) fn scrape(stage: &Stage) -> Vec<Sample> {
 }
 
 /// The value of the one sample of this name with these labels.
-fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+pub(crate) fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
     let fits = |sample: &&Sample| {
         sample.name == name
             && labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|v| v == value))
