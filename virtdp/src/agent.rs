@@ -74,14 +74,20 @@ fn start(settings: &Settings, stop: &CancellationToken) -> Result<JoinSet<()>> {
     let (desk, requests) = Desk::new();
     let metrics = Metrics::default();
     let view = View::new(metrics.clone(), sight_out.clone(), lists_out.clone(), desk.clone());
+    // Who answers the kubelet ends last: an Allocate under way must have its answer, or a pod fails.
+    let unregistered = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let to_pods = sight_out.clone();
     tasks.spawn(configuration.follow(stop.clone()));
     tasks.spawn(observe::tell(settings.events.clone(), to_pods, metrics.clone(), stop.clone()));
-    tasks.spawn(discover::follow(settings.clone(), config, sight, metrics, stop.clone()));
+    tasks.spawn(discover::follow(settings.clone(), config, sight, metrics, unregistered.clone()));
     tasks.spawn(repatriate::run(settings.clone(), sight_out.clone(), stop.clone()));
-    tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, lists, stop.clone()));
-    tasks.spawn(advertise::register(settings.clone(), lists_out, desk, view.clone(), stop.clone()));
-    tasks.spawn(observe::serve(settings.listen.clone(), view, stop.clone()));
+    tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, lists, unregistered.clone()));
+    tasks.spawn(observe::serve(settings.listen.clone(), view.clone(), stop.clone()));
+    let register = advertise::register(settings.clone(), lists_out, desk, view, stop.clone());
+    tasks.spawn(async move {
+        let _at_the_end = unregistered.drop_guard();
+        register.await;
+    });
     Ok(tasks)
 }

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use kubelet_api::KubeletDir;
 use nic::{DeviceId, Pool, ResourceName};
 
+use crate::advertise::Way;
 use crate::allocate::Extras;
 use crate::discover::{Host, List};
 use crate::install;
@@ -24,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) pool: Pool,
     /// The kubelet's folder.
     pub(crate) kubelet: KubeletDir,
+    /// How to register with it.
+    pub(crate) registration: Way,
     /// Where the ledger is.
     pub(crate) state: PathBuf,
     /// Where device-info files go.
@@ -114,6 +117,9 @@ struct NodeArguments {
     /// The kubelet's folder (its --root-dir)
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
+    /// How to register: at the kubelet's socket, or by a socket that it finds in plugins_registry
+    #[arg(long, global = true, value_name = "WAY", default_value = "kubelet-socket")]
+    registration: Way,
     /// Where ehost-device keeps its ledger of NICs in pods, and this program its journal of which NIC sits at which ID
     #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/virtnet")]
     state_dir: PathBuf,
@@ -174,6 +180,7 @@ impl Arguments {
             config: node.config.clone(),
             pool: Pool::of_drivers(node.resource.clone(), node.drivers.clone()),
             kubelet: KubeletDir::at(&node.kubelet_dir),
+            registration: node.registration,
             state: node.state_dir.clone(),
             device_info: node.device_info_dir.clone(),
             cdi: node.cdi_dir.clone(),

@@ -24,7 +24,7 @@ pub(crate) fn run(settings: &Settings, ready: bool) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("set up the runtime")?;
     runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, any_answers(&settings.kubelet.device_plugins(), path))
+        tokio::time::timeout(PATIENCE, any_answers(&settings.registration.folder(&settings.kubelet), path))
             .await
             .unwrap_or_else(|_| bail!("no agent answered within {} ms", PATIENCE.as_millis()))
     })

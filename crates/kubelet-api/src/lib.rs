@@ -15,7 +15,7 @@ mod serve;
 pub use connect::{ConnectError, LOCALHOST, connect};
 pub use dir::KubeletDir;
 #[cfg(feature = "server")]
-pub use serve::{ServeError, bind, serve};
+pub use serve::{ServeError, bind, serve, serve_counting};
 pub use tonic;
 
 /// Device plugin API v1beta1: `Registration`, which the kubelet serves, and `DevicePlugin`, which plugins serve.

@@ -54,9 +54,27 @@ pub async fn serve(
     routes: Routes,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    serve_counting(listener, routes, watch::Sender::default(), stop).await
+}
+
+/// As [`serve`], and `connections` tells how many there are.
+///
+/// # Errors
+///
+/// [`ServeError::Serve`].
+pub async fn serve_counting(
+    listener: UnixListener,
+    routes: Routes,
+    connections: watch::Sender<usize>,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
     let (closer, close) = watch::channel(false);
     let incoming = UnixListenerStream::new(listener).map(move |accepted| {
-        accepted.map(|stream| Connection { stream, close: WatchStream::from_changes(close.clone()) })
+        accepted.map(|stream| Connection {
+            stream,
+            close: WatchStream::from_changes(close.clone()),
+            _counted: Counted::among(&connections),
+        })
     });
     let stop = async {
         stop.await;
@@ -73,6 +91,23 @@ pub async fn serve(
 struct Connection {
     stream: UnixStream,
     close: WatchStream<bool>,
+    _counted: Counted,
+}
+
+/// One connection, until dropped.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn among(connections: &watch::Sender<usize>) -> Self {
+        connections.send_modify(|open| *open = open.saturating_add(1));
+        Counted(connections.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open = open.saturating_sub(1));
+    }
 }
 
 impl Connection {

@@ -180,6 +180,7 @@ mod tests {
             config: None,
             pool: pool(),
             kubelet: kubelet_api::KubeletDir::at(root.path()),
+            registration: crate::advertise::Way::default(),
             state: root.path().to_owned(),
             device_info: root.path().to_owned(),
             sysfs: root.path().to_owned(),

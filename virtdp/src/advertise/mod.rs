@@ -3,17 +3,24 @@
 //! The kubelet never asks again by itself. So a registration is watched for as long as it lasts: when its stream ends, its
 //! socket vanishes or the kubelet has a new socket, the old one is closed first, and then everything is done anew under a
 //! new name. Source: `pkg/kubelet/cm/devicemanager` of v1.36.
+//!
+//! There is no lock between two agents, as during an update: whoever registers last is the one that the kubelet believes, and
+//! when any of them ends, the newest of those that stay registers anew ([`folder`]). A lock would make the gap between both no
+//! shorter, and an agent that is hung would keep it.
 
 mod desk;
 mod folder;
+mod introduction;
+mod names;
 mod offers;
 mod patience;
 mod resources;
 mod service;
 mod session;
+mod way;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kubelet_api::{LOCALHOST, connect};
 use nic::ResourceName;
@@ -23,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::folder::{Folder, Identity};
+use self::names::Mark;
 use self::patience::{Backoff, Complaint};
 use self::service::Service;
 use self::session::Session;
@@ -30,17 +38,19 @@ use crate::cli::Settings;
 use crate::observe::View;
 
 pub(crate) use self::desk::{Desk, List, Lists, run as offer};
-pub(crate) use self::folder::PREFIX as SOCKET_PREFIX;
+pub(crate) use self::names::PREFIX as SOCKET_PREFIX;
 #[cfg(test)]
 pub(crate) use self::offers::LastUse;
 pub(crate) use self::offers::{Offer, Refusal};
 pub(crate) use self::resources::register;
 pub(crate) use self::session::Ended;
+pub(crate) use self::way::Way;
 
 /// How long the kubelet may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// A registration that lasted this long was a good one: the next is tried without delay.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// A registration that lasted this long is made anew without delay. Others have a short pause after them, so that who ends
+/// them at once does so a few times a second.
+const GOOD_AFTER: Duration = Duration::from_secs(1);
 
 /// Why there is no registration.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +73,26 @@ pub(crate) enum Trouble {
     Silent(Duration),
     #[error("waiting for the kubelet: it took the registration, but did not ask for the devices within {} s", .0.as_secs())]
     NoStream(Duration),
+    #[error(
+        "waiting for the kubelet: it did not ask who serves our socket in {} within {} s; is the kubelet running?",
+        folder.display(), within.as_secs()
+    )]
+    NotAsked { folder: PathBuf, within: Duration },
 }
 
 impl Trouble {
     /// All that [`Trouble::class`] may be.
-    pub(crate) const CLASSES: [&str; 8] =
-        ["no_folder", "not_a_folder", "no_socket", "connect", "bind", "refused", "silent", "no_stream"];
+    pub(crate) const CLASSES: [&str; 9] = [
+        "no_folder",
+        "not_a_folder",
+        "no_socket",
+        "connect",
+        "bind",
+        "refused",
+        "silent",
+        "no_stream",
+        "not_asked",
+    ];
 
     /// The reason in one word, for metrics.
     pub(crate) fn class(&self) -> &'static str {
@@ -81,6 +105,7 @@ impl Trouble {
             Trouble::Refused(_) => "refused",
             Trouble::Silent(_) => "silent",
             Trouble::NoStream(_) => "no_stream",
+            Trouble::NotAsked { .. } => "not_asked",
         }
     }
 }
@@ -105,10 +130,6 @@ fn causes(error: &dyn std::error::Error) -> String {
 struct Subject {
     resource: ResourceName,
     list: watch::Receiver<List>,
-    /// How the names of its sockets begin.
-    sockets: String,
-    /// How the names of all sockets of this process begin.
-    own: String,
 }
 
 /// Keeps one resource registered until `stop`.
@@ -119,12 +140,12 @@ async fn keep_registered(
     view: View,
     stop: CancellationToken,
 ) {
-    let Subject { resource, list, sockets, own } = subject;
+    let Subject { resource, list } = subject;
     let metrics = view.metrics().clone();
     metrics.begins(&resource);
     let started = Instant::now();
-    let kubelet_socket = settings.kubelet.registration_socket();
-    let mut folder = Folder::new(settings.kubelet.device_plugins(), own);
+    let (way, kubelet) = (settings.registration, &settings.kubelet);
+    let mut folder = Folder::new(way.folder(kubelet), Mark::of(&resource));
     let mut backoff = Backoff::default();
     let mut complaint = Complaint::default();
     let mut number = 0_u32;
@@ -133,21 +154,37 @@ async fn keep_registered(
         folder.remove_stale_sockets().await;
         let service =
             Service::new(&settings, resource.clone(), list.clone(), desk.clone(), view.clone(), started);
-        let socket = folder.path().join(format!("{sockets}{number}.sock"));
-        let before = Identity::of(&kubelet_socket);
+        let kubelet_socket = way.kubelet_socket(kubelet);
+        let before = kubelet_socket.as_deref().and_then(Identity::of);
         let since = Instant::now();
-        match registration(&settings, service, &mut folder, &mut complaint, socket, &stop).await {
+        match registration(
+            way,
+            kubelet_socket.as_deref(),
+            service,
+            &mut folder,
+            &mut complaint,
+            number,
+            &stop,
+        )
+        .await
+        {
             Ok(Ended::Stopped) => return,
             Ok(why) => {
                 metrics.ended(&resource, why);
                 info!(%resource, reason = %why, "the registration with the kubelet has ended, registering anew");
-                if since.elapsed() >= GOOD_AFTER {
+                if why != Ended::ServerFailed {
                     backoff.reset();
+                }
+                if since.elapsed() >= GOOD_AFTER {
                     continue;
                 }
             }
             Err(trouble) => {
                 metrics.trouble(&resource, &trouble);
+                // A kubelet that starts looks who is there.
+                if matches!(trouble, Trouble::NotAsked { .. }) {
+                    backoff.reset();
+                }
                 let text = trouble.to_string();
                 if complaint.is_due(&text, Instant::now()) {
                     warn!(%resource, "{text}");
@@ -156,7 +193,7 @@ async fn keep_registered(
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next()) => {}
-            () = folder.replaced(&kubelet_socket, before) => backoff.reset(),
+            () = folder.replaced(kubelet_socket.as_deref(), before) => backoff.reset(),
             () = stop.cancelled() => return,
         }
     }
@@ -164,41 +201,45 @@ async fn keep_registered(
 
 /// One registration, from the first look at the kubelet's folder to its end.
 async fn registration(
-    settings: &Settings,
+    way: Way,
+    kubelet_socket: Option<&Path>,
     service: Service,
     folder: &mut Folder,
     complaint: &mut Complaint,
-    socket: PathBuf,
+    number: u32,
     stop: &CancellationToken,
 ) -> Result<Ended, Trouble> {
-    let kubelet_socket = settings.kubelet.registration_socket();
     folder.check()?;
-    let Some(kubelet) = Identity::of(&kubelet_socket) else {
-        return Err(Trouble::NoSocket(kubelet_socket));
-    };
-    let channel = tokio::select! {
-        connected = connect(&kubelet_socket, LOCALHOST, CONNECT_WITHIN) => connected.map_err(Trouble::Connect)?,
-        () = stop.cancelled() => return Ok(Ended::Stopped),
-    };
-    let metrics = service.view.metrics().clone();
-    let resource = service.resource().clone();
-    let mut session = Session::open(socket, service).map_err(Trouble::Bind)?;
-    folder.note_rivals().await;
-    let outcome = tokio::select! {
-        outcome = session.register(channel) => outcome,
-        () = stop.cancelled() => Ok(()),
-    };
-    let ended = match outcome {
-        Ok(()) if stop.is_cancelled() => Ok(Ended::Stopped),
-        Ok(()) => {
-            complaint.forget();
-            metrics.registered(&resource);
-            tokio::select! {
-                ended = session.lasts(folder, &kubelet_socket, kubelet) => Ok(ended),
-                () = stop.cancelled() => Ok(Ended::Stopped),
-            }
+    let mut kubelet = None;
+    let mut channel = None;
+    if let Some(socket) = kubelet_socket {
+        let Some(identity) = Identity::of(socket) else { return Err(Trouble::NoSocket(socket.to_owned())) };
+        kubelet = Some((socket, identity));
+        channel = tokio::select! {
+            connected = connect(socket, LOCALHOST, CONNECT_WITHIN) => Some(connected.map_err(Trouble::Connect)?),
+            () = stop.cancelled() => return Ok(Ended::Stopped),
+        };
+    }
+    // The process ID does not tell two agents apart: in containers it is always the same.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let name = folder.mark().socket(way, now.as_micros(), number);
+    let (metrics, resource) = (service.view.metrics().clone(), service.resource().clone());
+    let mut session = Session::open(folder.path(), &name, service).map_err(Trouble::Bind)?;
+    let socket = session.socket().clone();
+    folder.note_rivals(&socket).await;
+    let life = async {
+        match channel {
+            Some(channel) => session.register(channel).await?,
+            None => session.be_found().await?,
         }
-        Err(trouble) => Err(trouble),
+        complaint.forget();
+        metrics.registered(&resource);
+        Ok(session.lasts().await)
+    };
+    let ended = tokio::select! {
+        ended = life => ended,
+        why = folder.spoils(&socket, kubelet) => Ok(why),
+        () = stop.cancelled() => Ok(Ended::Stopped),
     };
     // The old stream must be closed before the next registration, or its end takes the new one with it.
     session.end().await;

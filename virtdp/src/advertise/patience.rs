@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-const FIRST: Duration = Duration::from_millis(200);
+const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 /// Who looks at the log meanwhile should see what is waited for.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
@@ -55,7 +55,7 @@ mod tests {
     fn pauses_double_up_to_a_limit_and_begin_anew_after_success() {
         let mut backoff = Backoff::default();
         let pauses: Vec<u128> = (0..8).map(|_| backoff.next().as_millis()).collect();
-        assert_eq!(pauses, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000]);
         backoff.reset();
         assert_eq!(backoff.next(), FIRST);
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use nic::ResourceName;
 use tokio::sync::watch;
@@ -11,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::desk::{Desk, List, Lists};
-use super::folder::PREFIX;
 use super::{Subject, keep_registered};
 use crate::cli::Settings;
 use crate::observe::View;
@@ -30,12 +28,8 @@ pub(crate) async fn register(
     view: View,
     stop: CancellationToken,
 ) {
-    // The process ID does not help to tell our sockets from those of others: in containers it is always the same.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let own = format!("{PREFIX}-{:x}-", since.as_micros());
     let mut running: BTreeMap<ResourceName, Registered> = BTreeMap::new();
     let mut tasks = JoinSet::new();
-    let mut number = 0_u32;
     loop {
         // Without one clear look at the node there is nothing to say, and too short a list would cost running pods their NICs.
         let wanted = lists.borrow_and_update().clone();
@@ -66,15 +60,9 @@ pub(crate) async fn register(
                     });
                     continue;
                 }
-                number = number.saturating_add(1);
                 let (sender, receiver) = watch::channel(Arc::clone(list));
                 let registered = Registered { list: sender, stop: stop.child_token() };
-                let subject = Subject {
-                    resource: resource.clone(),
-                    list: receiver,
-                    sockets: format!("{own}{number}-"),
-                    own: own.clone(),
-                };
+                let subject = Subject { resource: resource.clone(), list: receiver };
                 let (desk, view, stop) = (desk.clone(), view.clone(), registered.stop.clone());
                 let task = keep_registered(settings.clone(), subject, desk, view, stop);
                 let name = resource.clone();

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{debug, info, warn};
 
 use super::desk::{Desk, List};
@@ -42,6 +43,7 @@ pub(crate) struct Service {
     pub(super) view: View,
     allocator: Allocator,
     streams: watch::Sender<Streams>,
+    leaving: CancellationToken,
     /// It was said that the kubelet accepted us.
     accepted: Arc<AtomicBool>,
     started: Instant,
@@ -64,6 +66,7 @@ impl Service {
             view,
             allocator,
             streams: watch::Sender::default(),
+            leaving: CancellationToken::new(),
             accepted: Arc::default(),
             started,
         }
@@ -71,6 +74,11 @@ impl Service {
 
     pub(crate) fn resource(&self) -> &ResourceName {
         &self.resource
+    }
+
+    /// Ends the lists. Calls are answered as before.
+    pub(crate) fn leave(&self) {
+        self.leaving.cancel();
     }
 
     pub(crate) fn streams(&self) -> watch::Receiver<Streams> {
@@ -164,6 +172,7 @@ pub(crate) struct Lists {
     resource: ResourceName,
     metrics: Metrics,
     streams: watch::Sender<Streams>,
+    leaving: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Lists {
@@ -179,6 +188,7 @@ impl Lists {
             resource: service.resource.clone(),
             metrics: service.view.metrics().clone(),
             streams,
+            leaving: Box::pin(service.leaving.clone().cancelled_owned()),
         }
     }
 }
@@ -193,6 +203,9 @@ impl Stream for Lists {
     type Item = Result<ListAndWatchResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.leaving.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
         loop {
             let offers = match Pin::new(&mut self.list).poll_next(cx) {
                 Poll::Ready(Some(offers)) => offers,

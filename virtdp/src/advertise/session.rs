@@ -7,16 +7,19 @@ use std::time::Duration;
 use kubelet_api::deviceplugin::device_plugin_server::DevicePluginServer;
 use kubelet_api::deviceplugin::registration_client::RegistrationClient;
 use kubelet_api::deviceplugin::{DevicePluginOptions, RegisterRequest, VERSION};
+use kubelet_api::pluginregistration::registration_server::RegistrationServer;
 use kubelet_api::tonic::service::Routes;
 use kubelet_api::tonic::transport::Channel;
-use kubelet_api::{ServeError, bind, serve};
+use kubelet_api::{ServeError, bind, serve_counting};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::folder::{Folder, Identity};
+use super::folder::Identity;
+use super::introduction::{Introduction, Verdict};
+use super::names::HIDDEN;
 use super::service::{Service, Streams};
 use super::{Trouble, causes};
 
@@ -24,6 +27,10 @@ use super::{Trouble, causes};
 const REGISTER_WITHIN: Duration = Duration::from_secs(15);
 /// A kubelet that took the registration asks for the devices in the same breath.
 const STREAM_WITHIN: Duration = Duration::from_secs(5);
+/// A kubelet that runs asks a new socket in `plugins_registry` within a second or two.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
+/// How long the kubelet may take to hang up when our stream has ended. It takes milliseconds.
+const HANGS_UP_WITHIN: Duration = Duration::from_millis(300);
 
 /// Why a registration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,79 +82,133 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A socket that is served.
-pub(crate) struct Session {
+/// A socket's file, as it was made.
+#[derive(Clone, Debug)]
+pub(crate) struct Socket {
     path: PathBuf,
     identity: Option<Identity>,
+}
+
+impl Socket {
+    /// The file that is at `path` now.
+    pub(super) fn at(path: PathBuf) -> Socket {
+        Socket { identity: Identity::of(&path), path }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this one was made before the file with that identity.
+    pub(super) fn is_older_than(&self, other: &Identity) -> bool {
+        self.identity.is_some_and(|identity| identity.is_older_than(other))
+    }
+
+    /// Whether the file is still the one that was made.
+    pub(crate) fn is_there(&self) -> bool {
+        Identity::of(&self.path) == self.identity
+    }
+}
+
+/// A socket that is served.
+pub(crate) struct Session {
+    socket: Socket,
     service: Service,
     streams: watch::Receiver<Streams>,
+    verdict: watch::Receiver<Verdict>,
+    connections: watch::Receiver<usize>,
     stop: CancellationToken,
     server: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Session {
-    /// Serves on a new socket at `path`.
-    pub(crate) fn open(path: PathBuf, service: Service) -> Result<Session, ServeError> {
-        let listener = bind(&path)?;
-        let identity = Identity::of(&path);
+    /// Serves on a new socket `name`.
+    pub(crate) fn open(folder: &Path, name: &str, service: Service) -> Result<Session, ServeError> {
+        // A kubelet that finds the socket in `plugins_registry` connects to it at once, and that fails between bind(2) and
+        // listen(2).
+        let (path, hidden) = (folder.join(name), folder.join(format!("{HIDDEN}{name}")));
+        let listener = bind(&hidden)?;
+        if let Err(source) = std::fs::rename(&hidden, &path) {
+            return Err(ServeError::Bind { path, source });
+        }
+        let socket = Socket::at(path);
         let stop = CancellationToken::new();
-        let routes = service.view.beside(Routes::new(DevicePluginServer::new(service.clone())));
-        let server = tokio::spawn(serve(listener, routes, stop.clone().cancelled_owned()));
+        let introduction = Introduction::new(service.resource().clone());
+        let verdict = introduction.verdict();
+        let routes = Routes::new(DevicePluginServer::new(service.clone()));
+        let routes = service.view.beside(routes.add_service(RegistrationServer::new(introduction)));
+        let (counter, connections) = watch::channel(0);
+        let server = tokio::spawn(serve_counting(listener, routes, counter, stop.clone().cancelled_owned()));
         let streams = service.streams();
-        Ok(Session { path, identity, service, streams, stop, server })
+        Ok(Session { socket, service, streams, verdict, connections, stop, server })
+    }
+
+    /// Where it is served.
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
     /// Registers, and waits until the kubelet listens.
     pub(crate) async fn register(&mut self, channel: Channel) -> Result<(), Trouble> {
-        let resource = self.service.resource();
-        let endpoint = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let endpoint = self.socket.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let request = RegisterRequest {
             version: VERSION.to_owned(),
             endpoint: endpoint.to_owned(),
-            resource_name: resource.to_string(),
+            resource_name: self.service.resource().to_string(),
             options: Some(options()),
         };
-        debug!(endpoint, resource = %resource, "Register");
+        debug!(endpoint, resource = %self.service.resource(), "Register");
         let mut client = RegistrationClient::new(channel);
         match timeout(REGISTER_WITHIN, client.register(request)).await {
-            Ok(Ok(_)) => self.service.accepted(),
-            Ok(Err(status)) => return Err(Trouble::Refused(status.message().to_owned())),
-            Err(_) => return Err(Trouble::Silent(REGISTER_WITHIN)),
+            Ok(Ok(_)) => self.taken_in().await,
+            Ok(Err(status)) => Err(Trouble::Refused(status.message().to_owned())),
+            Err(_) => Err(Trouble::Silent(REGISTER_WITHIN)),
         }
-        let opened = timeout(STREAM_WITHIN, self.streams.wait_for(|streams| streams.opened > 0)).await;
-        opened.map(drop).map_err(|_| Trouble::NoStream(STREAM_WITHIN))
     }
 
-    /// Returns when the registration is worth nothing any more.
-    pub(crate) async fn lasts(
-        &mut self,
-        folder: &mut Folder,
-        kubelet_socket: &Path,
-        kubelet: Identity,
-    ) -> Ended {
-        loop {
-            tokio::select! {
-                () = closed(&mut self.streams) => return Ended::StreamLost,
-                _ = &mut self.server => return Ended::ServerFailed,
-                () = folder.changed() => {
-                    if Identity::of(&self.path) != self.identity {
-                        return Ended::SocketRemoved;
-                    }
-                    // Where there is none, the stream tells whether the kubelet lives.
-                    if Identity::of(kubelet_socket).is_some_and(|now| now != kubelet) {
-                        return Ended::NewKubelet;
-                    }
-                    if folder.rival_gone().await {
-                        return Ended::RivalGone;
-                    }
-                }
+    /// Waits until the kubelet has found the socket in `plugins_registry`, and listens.
+    pub(crate) async fn be_found(&mut self) -> Result<(), Trouble> {
+        debug!(socket = %self.socket.path.display(), resource = %self.service.resource(), "waiting to be asked");
+        let judged = self.verdict.wait_for(|verdict| *verdict != Verdict::None);
+        let verdict = match timeout(ASKED_WITHIN, judged).await {
+            Ok(Ok(verdict)) => verdict.clone(),
+            // Our server would be gone, and nobody asked.
+            Ok(Err(_)) | Err(_) => Verdict::None,
+        };
+        match verdict {
+            Verdict::TakenIn => self.taken_in().await,
+            Verdict::Refused(why) => Err(Trouble::Refused(why)),
+            Verdict::None => {
+                let folder = self.socket.path.parent().unwrap_or(&self.socket.path);
+                Err(Trouble::NotAsked { folder: folder.to_owned(), within: ASKED_WITHIN })
             }
         }
     }
 
-    /// Closes all streams, waits until they are closed, and removes the socket. No empty list is sent: to the kubelet that would mean
-    /// that the devices are gone.
-    pub(crate) async fn end(self) {
+    async fn taken_in(&mut self) -> Result<(), Trouble> {
+        self.service.accepted();
+        let opened = timeout(STREAM_WITHIN, self.streams.wait_for(|streams| streams.opened > 0)).await;
+        opened.map(drop).map_err(|_| Trouble::NoStream(STREAM_WITHIN))
+    }
+
+    /// Returns when the kubelet does not listen any more, or cannot.
+    pub(crate) async fn lasts(&mut self) -> Ended {
+        tokio::select! {
+            () = closed(&mut self.streams) => Ended::StreamLost,
+            _ = &mut self.server => Ended::ServerFailed,
+        }
+    }
+
+    /// Ends all streams, waits until the kubelet has hung up, closes what is open, and removes the socket.
+    ///
+    /// No empty list is sent: to the kubelet that would mean that the devices are gone. Until it hangs up it may call, and each
+    /// call is for a pod that would fail without answer. A kubelet that has hung up has also dealt with the end of the stream: it
+    /// will not take what we register next for ended.
+    pub(crate) async fn end(mut self) {
+        self.service.leave();
+        // One that hangs does not keep us.
+        let _ = timeout(HANGS_UP_WITHIN, self.connections.wait_for(|open| *open == 0)).await;
         self.stop.cancel();
         if !self.server.is_finished() {
             match self.server.await {
@@ -156,9 +217,9 @@ impl Session {
                 Err(error) => warn!(reason = %error, "the server did not end in order"),
             }
         }
-        if Identity::of(&self.path) == self.identity {
+        if self.socket.is_there() {
             // It may be gone in this moment; and what stays is cleared away at the next start.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = std::fs::remove_file(&self.socket.path);
         }
     }
 }

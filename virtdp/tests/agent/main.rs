@@ -12,6 +12,8 @@ mod observe;
 mod offer;
 mod openmetrics;
 mod register;
+mod registry;
 mod repatriate;
 mod stage;
+mod survive;
 mod trouble;

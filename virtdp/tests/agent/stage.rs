@@ -119,9 +119,7 @@ impl Stage {
 
     /// Our sockets in the kubelet's folder.
     pub(crate) fn sockets(&self) -> Vec<String> {
-        let folder = std::fs::read_dir(self.kubelet_dir().device_plugins()).unwrap();
-        let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with("virtNet")).collect()
+        sockets_in(&self.kubelet_dir().device_plugins())
     }
 
     /// The agent's command line on this node.
@@ -269,6 +267,12 @@ impl Agent {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// SIGTERM; gives the exit status and how long it took.
     pub(crate) fn terminate(&mut self) -> (Option<i32>, Duration) {
         let started = Instant::now();
@@ -296,6 +300,13 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The agent's sockets in a folder.
+pub(crate) fn sockets_in(folder: &Path) -> Vec<String> {
+    let names =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("virtNet")).collect()
 }
 
 /// A file of the node as text.

@@ -9,6 +9,7 @@ use kubelet_api::deviceplugin::registration_server::RegistrationServer;
 use kubelet_api::podresources::pod_resources_lister_server::PodResourcesListerServer;
 use kubelet_api::tonic::service::Routes;
 use kubelet_api::{KubeletDir, ServeError, bind, serve};
+use nic::ResourceName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -174,6 +175,15 @@ impl Kubelet {
         for uid in known.difference(uids) {
             self.remove_pod(uid).await;
         }
+    }
+
+    /// Closes the connection to the plugin of a resource, as the kubelet does after an error of its own: the plugin's devices are
+    /// unhealthy until it registers anew. A resource without plugin is no error.
+    pub async fn disconnect(&self, resource: &ResourceName) {
+        let Ok(handle) = self.handle() else { return };
+        let resource = resource.clone();
+        // A kubelet that stops closes all of them.
+        let _ = handle.owner.ask(move |state| state.disconnect(&resource, Instant::now())).await;
     }
 
     /// Stops and starts again, as when the kubelet's process is restarted: connections break, sockets are removed,
