@@ -84,6 +84,31 @@ pub(crate) fn amount(nodes: &str, kind: &str, resource: &str) -> Result<String, 
     found.map(str::to_owned).ok_or_else(|| format!("the node has no {kind} of {resource}"))
 }
 
+/// How many pods there are, if all of them run and are ready; else which do not, and why. By `get pods -o json`.
+pub(crate) fn all_run(pods: &str) -> Result<String, String> {
+    let pods: Value = serde_json::from_str(pods).map_err(|_| format!("no JSON: {pods}"))?;
+    let pods = pods["items"].as_array().ok_or("no list of pods")?;
+    let troubles: Vec<String> = pods.iter().filter_map(trouble).collect();
+    if troubles.is_empty() { Ok(pods.len().to_string()) } else { Err(troubles.join("; ")) }
+}
+
+fn trouble(pod: &Value) -> Option<String> {
+    let status = &pod["status"];
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name = word(&pod["metadata"]["name"]);
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    if !pod["metadata"]["deletionTimestamp"].is_null() {
+        Some(format!("{name} is being deleted"))
+    } else if status["phase"] != "Running" {
+        let words = [&status["phase"], &status["reason"], &status["message"]].map(word);
+        Some(format!("{name} is {}", words.join(" ").trim_end()))
+    } else if !conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True") {
+        Some(format!("{name} is not ready"))
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +158,28 @@ mod tests {
         for bad in [&nodes, r#"{"kind": "List", "items": []}"#, "connection refused"] {
             assert!(amount(bad, "capacity", "kernel.org/virt").is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_turned_away_waits_or_does_not_go_is_named() {
+        let pod = |status: Value| json!({"metadata": {"name": "testpod1"}, "status": status});
+        let ready = json!([{"type": "Ready", "status": "True"}]);
+        let well = pod(json!({"phase": "Running", "conditions": ready}));
+        let says = |pods: &[&Value]| all_run(&json!({"items": pods}).to_string());
+        assert_eq!(says(&[&well, &well]), Ok("2".to_owned()));
+        let rejected =
+            json!({"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices"});
+        let troubles = [
+            (pod(rejected), "testpod1 is Failed UnexpectedAdmissionError no healthy devices"),
+            (pod(json!({"phase": "Pending"})), "testpod1 is Pending"),
+            (pod(json!({"phase": "Running", "conditions": []})), "testpod1 is not ready"),
+        ];
+        for (pod, trouble) in troubles {
+            assert_eq!(says(&[&well, &pod]), Err(trouble.to_owned()));
+        }
+        let mut going = well.clone();
+        going["metadata"]["deletionTimestamp"] = json!("2026-11-24T00:00:00Z");
+        assert_eq!(says(&[&going]), Err("testpod1 is being deleted".to_owned()));
+        assert!(all_run("connection refused").is_err() && all_run("{}").is_err());
     }
 }

@@ -30,9 +30,11 @@ pub(crate) trait Place {
 }
 
 /// What a pod was given.
-struct Attached {
-    device: String,
-    address: String,
+pub(crate) struct Attached {
+    /// The NIC's PCI address.
+    pub(crate) device: String,
+    /// The IP address, without the prefix's length.
+    pub(crate) address: String,
 }
 
 /// A walk through the flow; what is not as it should be is on the screen. Every step fails when the walk cannot go on.
@@ -49,6 +51,16 @@ impl<'a> Walk<'a> {
     /// Begins a step of the caller's own.
     pub(crate) fn step(&mut self, title: &str) {
         self.screen.step(title);
+    }
+
+    /// Says whether something is as it should be, see [`Screen::check`].
+    pub(crate) fn check(&mut self, what: &str, outcome: Result<String, String>) {
+        self.screen.check(what, outcome);
+    }
+
+    /// Says something that is no check.
+    pub(crate) fn note(&self, text: &str) {
+        self.screen.note(text);
     }
 
     /// Repeats a command until it says all of `words` in one line. Only that line is shown.
@@ -105,21 +117,28 @@ impl<'a> Walk<'a> {
     }
 
     /// The node can give both NICs.
-    fn capacity(&mut self) -> Result<()> {
+    pub(crate) fn capacity(&mut self) -> Result<()> {
+        self.amounts("2", "2")
+    }
+
+    /// The node has this many NICs for pods, so many of them well.
+    pub(crate) fn amounts(&mut self, capacity: &str, allocatable: &str) -> Result<()> {
+        let wanted = [("capacity", capacity), ("allocatable", allocatable)];
         let command = format!("{} get nodes -o json", self.place.client());
-        let node = self
-            .wait_for(&command, |node| look::amount(node, "allocatable", RESOURCE).as_deref() == Ok("2"))?;
+        let node = self.wait_for(&command, |node| {
+            wanted.iter().all(|(kind, amount)| look::amount(node, kind, RESOURCE).as_deref() == Ok(*amount))
+        })?;
         self.type_in(&format!("{command} | grep {RESOURCE}"))?;
-        for kind in ["capacity", "allocatable"] {
+        for (kind, amount) in wanted {
             self.screen.check(
                 &format!("{kind} of {RESOURCE}"),
-                look::amount(&node, kind, RESOURCE).and_then(|found| look::same(Some(&found), "2")),
+                look::amount(&node, kind, RESOURCE).and_then(|found| look::same(Some(&found), amount)),
             );
         }
         Ok(())
     }
 
-    fn start_pod(&mut self, pod: &str, number: u32, taken: &[&str]) -> Result<Attached> {
+    pub(crate) fn start_pod(&mut self, pod: &str, number: u32, taken: &[&str]) -> Result<Attached> {
         let (client, agent) = (self.place.client(), self.place.agent());
         self.screen.step(&format!("Create {pod}: it asks for one {RESOURCE} and the network virt-net1"));
         let begun = Instant::now();
@@ -190,7 +209,16 @@ impl<'a> Walk<'a> {
 
     fn delete_and_look_again(&mut self, before: &[Home]) -> Result<()> {
         self.screen.step("Delete the pods: both NICs come home");
-        self.type_in(&format!("{} testpod3 testpod2 testpod1", self.place.delete_pods()))?;
+        self.delete_pods("testpod3 testpod2 testpod1")?;
+        self.all_as_before(before)
+    }
+
+    pub(crate) fn delete_pods(&mut self, pods: &str) -> Result<()> {
+        self.type_in(&format!("{} {pods}", self.place.delete_pods())).map(drop)
+    }
+
+    /// Without pods, the node is as it was: NICs, capacity, addresses, leases.
+    pub(crate) fn all_as_before(&mut self, before: &[Home]) -> Result<()> {
         self.type_in("ip -brief link")?;
         for (home, now) in before.iter().zip(self.homes()?) {
             let outcome =
@@ -236,7 +264,8 @@ impl<'a> Walk<'a> {
         Ok(text)
     }
 
-    fn quiet(&self, command: &str) -> Result<String> {
+    /// Runs a command that must succeed, without showing it.
+    pub(crate) fn quiet(&self, command: &str) -> Result<String> {
         let (ok, text) = self.place.run(command)?;
         if !ok {
             bail!("`{command}` failed:\n{text}");
@@ -253,7 +282,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Repeats a command until its output is as wanted. After a while the output is given as it is, for the checks to say what is wrong.
-    fn wait_for(&self, command: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+    pub(crate) fn wait_for(&self, command: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let deadline = Instant::now() + self.place.patience();
         loop {
             let (_, text) = self.place.run(command)?;

@@ -11,6 +11,7 @@ mod images;
 pub(crate) mod manifests;
 mod node;
 mod processes;
+mod resilience;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use vm::{Bed, Programs};
 use self::control::{ControlPlane, Place as ControlPlace};
 use self::node::{Node, Parts};
 use self::processes::Interrupt;
+use crate::demo::look::Home;
 use crate::demo::screen::Screen;
 use crate::demo::walkthrough::{Place, Walk};
 use crate::progress::Progress;
@@ -44,7 +46,7 @@ const MEMORY_OF_VIRTDP: &str = r#"for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only one part
-    #[arg(long, value_enum, conflicts_with_all = ["meta", "keep"])]
+    #[arg(long, value_enum)]
     only: Option<Part>,
 
     /// Only with this meta plugin
@@ -64,6 +66,8 @@ enum Part {
     Manifests,
     /// The whole flow on a real node
     Walkthrough,
+    /// What a real node goes through while pods have NICs: restarts, an update, a NIC that is pulled out, a bond, a reboot
+    Resilience,
 }
 
 /// Who hands the pod's devices over to the CNI plugin.
@@ -101,14 +105,20 @@ struct Workshop {
 pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let cache = build::target_folder()?.join("kubernetes");
     let mut all_good = true;
-    // Whoever names a meta plugin or wants to keep the cluster means the walkthrough.
-    let only = if options.meta.is_some() || options.keep { Some(Part::Walkthrough) } else { options.only };
-    let wants = |part| only.is_none_or(|only| only == part);
+    // Whoever names a meta plugin or wants to keep the cluster means a real node.
+    let on_a_node = options.meta.is_some() || options.keep;
+    if on_a_node && matches!(options.only, Some(Part::Devicemanager | Part::Manifests)) {
+        bail!("--meta and --keep are for the walks on a real node");
+    }
+    let wants = |part| match options.only {
+        Some(only) => only == part,
+        None => !on_a_node || part == Part::Walkthrough,
+    };
     if wants(Part::Devicemanager) {
         all_good &= devicemanager::run(progress, &cache)? == ExitCode::SUCCESS;
     }
     let end = |all_good| Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    if only == Some(Part::Devicemanager) {
+    if options.only == Some(Part::Devicemanager) {
         return end(all_good);
     }
     // First, since it may end here: whoever lacks Go should not have to wait for the rest.
@@ -117,7 +127,7 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     if wants(Part::Manifests) {
         all_good &= manifests::check(progress, &cache, &kubernetes, &interrupt)?;
     }
-    if only == Some(Part::Manifests) {
+    if options.only == Some(Part::Manifests) {
         return end(all_good);
     }
     let multus = go::multus(progress, &cache)?;
@@ -132,33 +142,35 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let workshop = Workshop { bed, programs, containers, kubernetes, multus, images, logs, interrupt };
 
     let metas = options.meta.map_or_else(|| vec![Meta::VirtMeta, Meta::Multus], |meta| vec![meta]);
-    for (at, meta) in metas.iter().enumerate() {
-        let keep = options.keep && at + 1 == metas.len();
-        let outcome = workshop.walk(*meta, keep, progress);
+    let walks = [Part::Walkthrough, Part::Resilience].into_iter().filter(|part| wants(*part));
+    let walks: Vec<_> = walks.flat_map(|part| metas.iter().map(move |meta| (part, *meta))).collect();
+    for (at, (part, meta)) in walks.iter().enumerate() {
+        let keep = options.keep && at + 1 == walks.len();
+        let outcome = workshop.walk(*part, *meta, keep, progress);
         if workshop.interrupt.came() {
             eprintln!("interrupted; everything that was started has been ended");
             return Ok(ExitCode::from(130));
         }
         all_good &= outcome.with_context(|| {
-            format!(
-                "with {}; the log of every program is in {}",
-                meta.name(),
-                workshop.logs_of(*meta).display()
-            )
+            let logs = workshop.logs_of(*part, *meta);
+            format!("with {}; the log of every program is in {}", meta.name(), logs.display())
         })?;
     }
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl Workshop {
-    fn logs_of(&self, meta: Meta) -> PathBuf {
-        self.logs.join(meta.name())
+    fn logs_of(&self, part: Part, meta: Meta) -> PathBuf {
+        match part {
+            Part::Resilience => self.logs.join(format!("{}-resilience", meta.name())),
+            _ => self.logs.join(meta.name()),
+        }
     }
 
     /// One cluster from nothing to nothing. False when something was not as it should be.
-    fn walk(&self, meta: Meta, keep: bool, progress: &Progress) -> Result<bool> {
+    fn walk(&self, part: Part, meta: Meta, keep: bool, progress: &Progress) -> Result<bool> {
         let begun = Instant::now();
-        let logs = self.logs_of(meta);
+        let logs = self.logs_of(part, meta);
         control::remove(&logs)?;
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         // In the system's folder for such things: the name of a socket must be short.
@@ -186,14 +198,18 @@ impl Workshop {
             logs: &logs,
             interrupt: &self.interrupt,
         };
-        let node = Node::start(&parts, &control, meta, |note| step.note(note))?;
+        let node = Node::start(parts, &control, meta, |note| step.note(note))?;
         step.done(&format!("Ready {:.0} s after the kubelet was started", node.ready_after.as_secs_f64()));
 
-        let cluster =
+        let mut cluster =
             Cluster { node, control, kubernetes: &self.kubernetes, meta, repository: build::workspace()? };
         let mut screen = Screen::default();
-        if let Err(error) = cluster.walk(&mut screen) {
-            screen.check("the walkthrough goes on", Err(format!("{error:#}")));
+        let walked = match part {
+            Part::Resilience => resilience::walk(&mut cluster, &mut screen),
+            _ => cluster.walk(&mut screen),
+        };
+        if let Err(error) = walked {
+            screen.check("the walk goes on", Err(format!("{error:#}")));
         }
         if self.interrupt.came() {
             return Ok(false);
@@ -201,7 +217,12 @@ impl Workshop {
         if !screen.all_good() {
             cluster.tell_more(&screen, &logs);
         }
-        screen.finish(begun.elapsed());
+        match part {
+            Part::Resilience => {
+                screen.finish_with("the node went through all of it and lost no NIC", begun.elapsed());
+            }
+            _ => screen.finish(begun.elapsed()),
+        }
         if keep {
             cluster.keep(&self.interrupt);
         }
@@ -235,7 +256,7 @@ fn uninstall(walk: &mut Walk<'_>) -> Result<()> {
 
 /// A running cluster as a person types at it: `kubectl` on this machine, everything else on the node.
 struct Cluster<'a> {
-    node: Node,
+    node: Node<'a>,
     control: ControlPlane,
     kubernetes: &'a Path,
     meta: Meta,
@@ -245,6 +266,19 @@ struct Cluster<'a> {
 impl Cluster<'_> {
     fn walk(&self, screen: &mut Screen) -> Result<()> {
         let mut walk = Walk::new(self, screen);
+        let before = self.begin(&mut walk)?;
+        walk.pods_come_and_go(&before)?;
+        match self.meta {
+            Meta::VirtMeta => {
+                faults::of_manifests(&mut walk)?;
+                uninstall(&mut walk)
+            }
+            Meta::Multus => faults::of_meta_plugins(&mut walk),
+        }
+    }
+
+    /// The agent runs, and there is a network. Gives what the NICs were like before.
+    fn begin(&self, walk: &mut Walk<'_>) -> Result<Vec<Home>> {
         let before = walk.look_at_the_node()?;
         walk.step(&format!("A Kubernetes node, with {}", self.meta.name()));
         walk.type_in("kubectl get nodes -o wide")?;
@@ -256,14 +290,7 @@ impl Cluster<'_> {
             "kubectl wait --for=condition=Established crd/network-attachment-definitions.k8s.cni.cncf.io",
         )?;
         walk.type_in("kubectl apply -f deployments/virt-crd.yaml")?;
-        walk.pods_come_and_go(&before)?;
-        match self.meta {
-            Meta::VirtMeta => {
-                faults::of_manifests(&mut walk)?;
-                uninstall(&mut walk)
-            }
-            Meta::Multus => faults::of_meta_plugins(&mut walk),
-        }
+        Ok(before)
     }
 
     fn kubectl(&self, line: &str) -> Command {

@@ -1,4 +1,5 @@
-//! The node: a VM with real virtio NICs, in it Debian's containerd and runc and the kubelet.
+//! The node: a VM with real virtio NICs, in it Debian's containerd and runc and the kubelet. It can be rebooted: what a node keeps, this one
+//! has on its disk.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
-use vm::{Bed, Cable, Child, GUEST_PATH, Nic, Spec, Vm};
+use vm::{Bed, Cable, Child, Chipset, GUEST_PATH, Nic, Spec, Vm};
 
 use super::Meta;
 use super::control::{self, ControlPlane, free_ports};
@@ -32,12 +33,15 @@ const MULTUS_CONFIG: &[u8] = include_bytes!("../../../tests/kubernetes/e2e/00-mu
 /// Drivers that nothing asks the kernel for at the right moment.
 const MODULES: [&str; 7] = ["virtio_blk", "ext4", "bridge", "veth", "br_netfilter", "iptable_nat", "xt_nat"];
 
-/// What must be there before the container runtime starts. The machine's own container things are of no concern to this node, and
-/// its disk takes all that such a node keeps.
+/// What must be there before the container runtime starts. The machine's own container things are of no concern to this node: its disk takes
+/// all that a node keeps.
 const PREPARE: &str = r"
 mount --make-rshared /
 mount -t ext4 /dev/vda /var/lib
-rm -rf /etc/cni /opt/cni /etc/kubernetes
+for folder in etc/cni opt/cni etc/kubernetes etc/containerd; do
+    mkdir -p /$folder /var/lib/.node/$folder
+    mount --bind /var/lib/.node/$folder /$folder
+done
 mkdir -p /etc/cni/net.d /opt/cni/bin /etc/kubernetes/pki /var/lib/kubelet
 sysctl -qw net.ipv4.ip_forward=1 2>/dev/null || echo 1 >/proc/sys/net/ipv4/ip_forward
 ";
@@ -46,6 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// What the node is made from.
+#[derive(Clone, Copy)]
 pub(super) struct Parts<'a> {
     pub(super) bed: &'a Bed,
     /// Folder with the kubelet and kubectl.
@@ -64,20 +69,27 @@ pub(super) struct Parts<'a> {
 }
 
 /// The running node. The order of the fields is the order in which they end.
-pub(super) struct Node {
-    _kubelet: Child,
-    _containerd: Child,
+pub(super) struct Node<'a> {
+    kubelet: Child,
+    containerd: Child,
     vm: Vm,
-    path: String,
-    libraries: String,
+    place: Place,
+    parts: Parts<'a>,
     /// From the kubelet's start until the node was Ready.
     pub(super) ready_after: Duration,
 }
 
-impl Node {
+/// Where the node finds programs and what they need.
+struct Place {
+    path: String,
+    libraries: String,
+    kubelet: PathBuf,
+}
+
+impl<'a> Node<'a> {
     /// Boots the VM, starts containerd and the kubelet in it, and waits until the cluster says that the node is Ready.
     pub(super) fn start(
-        parts: &Parts<'_>,
+        parts: Parts<'a>,
         control: &ControlPlane,
         meta: Meta,
         see: impl Fn(&str),
@@ -86,85 +98,134 @@ impl Node {
         let disk = parts.folder.join("disk.img");
         make_disk(&disk)?;
         see("boot");
-        let management = management()?;
-        let spec = machine(&management, &disk)?.persist(parts.logs);
-        let vm = parts.bed.boot(&spec).context("booting the node")?;
-        parts.interrupt.ends(vm.qemu_pid());
-        parts.interrupt.check()?;
-        forward(&vm, &management, control)?;
-
-        let containers = parts.containers.display();
-        let path =
-            format!("{}:{containers}/usr/bin:{containers}/usr/sbin:{GUEST_PATH}", parts.programs.display());
-        let libraries = format!("{containers}/usr/lib/x86_64-linux-gnu");
+        let vm = parts.bed.boot(&machine(&disk)?.persist(parts.logs)).context("booting the node")?;
+        let place = Place::of(&parts);
         see("drivers and folders");
-        for module in MODULES {
-            vm.modprobe(module)?;
-        }
-        vm.sh(PREPARE)?;
-        place_files(&vm, parts, control, meta)?;
-        lead_to_the_service(&vm, control)?;
-
+        prepare(&vm, &parts, control)?;
+        place_files(&vm, &parts, control, meta)?;
         see("containerd");
-        let background = |name: &str, line: &str| {
-            let line = format!("exec {line} >/persist/{name}.log 2>&1");
-            vm.command("sh").args(["-c", &line]).env("PATH", &path).env("LD_LIBRARY_PATH", &libraries).spawn()
-        };
-        let containerd = background("containerd", "containerd --config /etc/containerd/config.toml")?;
-        let ctr = |arguments: &[&str]| {
-            vm.command("ctr")
-                .args(["--namespace", "k8s.io"])
-                .args(arguments.iter().copied())
-                .env("PATH", &path)
-                .env("LD_LIBRARY_PATH", &libraries)
-        };
-        wait(parts.interrupt, "containerd", || Ok(ctr(&["version"]).output()?.code() == Some(0)))?;
+        let containerd = place.containerd(&vm, &parts)?;
         for image in parts.images {
             see(&format!("image {}", image.file_stem().unwrap_or_default().to_string_lossy()));
-            ctr(&["images", "import", &image.display().to_string()]).run().context("importing an image")?;
+            let import = ["images", "import", &image.display().to_string()];
+            place.ctr(&vm, &import).run().context("importing an image")?;
         }
-
         see("kubelet");
         let begun = Instant::now();
-        let program = parts.kubernetes.join("kubelet");
-        let kubelet = background(
-            "kubelet",
-            &format!(
-                "{} --config=/etc/kubernetes/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf \
-                 --hostname-override={NAME} --node-ip={ADDRESS} --v=2",
-                program.display()
-            ),
-        )?;
+        let kubelet = place.kubelet(&vm)?;
+        let mut node = Self { kubelet, containerd, vm, place, parts, ready_after: Duration::ZERO };
         see("until the node is Ready");
-        let kubectl = parts.kubernetes.join("kubectl");
-        wait(parts.interrupt, "the node", || {
-            let mut command = Command::new(&kubectl);
-            command.arg("--kubeconfig").arg(&control.kubeconfig).args(["get", "node", NAME, "--output"]);
-            command.arg(r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#);
-            let output = command.output().context("cannot run kubectl")?;
-            vm.ping(Duration::from_secs(60))?;
-            Ok(output.stdout == b"True")
-        })?;
-        Ok(Self {
-            _kubelet: kubelet,
-            _containerd: containerd,
-            vm,
-            path,
-            libraries,
-            ready_after: begun.elapsed(),
-        })
+        node.wait_until_ready(control)?;
+        node.ready_after = begun.elapsed();
+        Ok(node)
+    }
+
+    /// Kills the kubelet and starts it again, as whoever manages services would.
+    pub(super) fn restart_kubelet(&mut self) -> Result<()> {
+        self.kubelet.kill()?;
+        self.kubelet = self.place.kubelet(&self.vm)?;
+        Ok(())
+    }
+
+    /// Shuts the machine down and boots it anew: the same disk and the same NICs, an empty /run, no container. Waits until the cluster says
+    /// that this boot is Ready.
+    pub(super) fn reboot(&mut self, control: &ControlPlane) -> Result<()> {
+        self.kubelet.kill()?;
+        self.containerd.kill()?;
+        self.vm.reboot().context("rebooting the node")?;
+        prepare(&self.vm, &self.parts, control)?;
+        self.containerd = self.place.containerd(&self.vm, &self.parts)?;
+        self.kubelet = self.place.kubelet(&self.vm)?;
+        self.wait_until_ready(control)
+    }
+
+    /// Pulls the spare NIC at this PCI address out of the machine.
+    pub(super) fn unplug(&self, address: &str) -> Result<()> {
+        self.vm.unplug(&spare(address)?).with_context(|| format!("unplugging {address}"))
+    }
+
+    /// Plugs it in again.
+    pub(super) fn plug(&self, address: &str) -> Result<()> {
+        self.vm.plug(&spare(address)?).with_context(|| format!("plugging in {address}"))
     }
 
     /// A command in the node, in the project's folder.
     pub(super) fn shell(&self, line: &str, repository: &Path) -> vm::Command {
-        self.vm
-            .command("sh")
-            .args(["-c", line])
-            .env("PATH", &self.path)
-            .env("LD_LIBRARY_PATH", &self.libraries)
-            .env("CONTAINERD_NAMESPACE", "k8s.io")
-            .cwd(repository)
+        let shell = self.place.command(&self.vm, "sh").args(["-c", line]);
+        shell.env("CONTAINERD_NAMESPACE", "k8s.io").cwd(repository)
     }
+
+    fn wait_until_ready(&self, control: &ControlPlane) -> Result<()> {
+        let kubectl = self.parts.kubernetes.join("kubectl");
+        // What the cluster says may be about the boot before.
+        let wanted = format!("{} True", self.vm.boot_id());
+        wait(self.parts.interrupt, "the node", || {
+            let mut command = Command::new(&kubectl);
+            command.arg("--kubeconfig").arg(&control.kubeconfig).args(["get", "node", NAME, "--output"]);
+            command
+                .arg(r#"jsonpath={.status.nodeInfo.bootID} {.status.conditions[?(@.type=="Ready")].status}"#);
+            let output = command.output().context("cannot run kubectl")?;
+            self.vm.ping(Duration::from_secs(60))?;
+            Ok(output.stdout == wanted.as_bytes())
+        })
+    }
+}
+
+impl Place {
+    fn of(parts: &Parts<'_>) -> Self {
+        let containers = parts.containers.display();
+        Self {
+            path: format!(
+                "{}:{containers}/usr/bin:{containers}/usr/sbin:{GUEST_PATH}",
+                parts.programs.display()
+            ),
+            libraries: format!("{containers}/usr/lib/x86_64-linux-gnu"),
+            kubelet: parts.kubernetes.join("kubelet"),
+        }
+    }
+
+    fn command(&self, vm: &Vm, program: &str) -> vm::Command {
+        vm.command(program).env("PATH", &self.path).env("LD_LIBRARY_PATH", &self.libraries)
+    }
+
+    /// Starts a program; one log takes what all its instances say.
+    fn background(&self, vm: &Vm, name: &str, line: &str) -> Result<Child> {
+        let line = format!("exec {line} >>/persist/{name}.log 2>&1");
+        Ok(self.command(vm, "sh").args(["-c", &line]).spawn()?)
+    }
+
+    fn ctr(&self, vm: &Vm, arguments: &[&str]) -> vm::Command {
+        self.command(vm, "ctr").args(["--namespace", "k8s.io"]).args(arguments.iter().copied())
+    }
+
+    /// Starts containerd, and waits until it answers.
+    fn containerd(&self, vm: &Vm, parts: &Parts<'_>) -> Result<Child> {
+        let line = "containerd --config /etc/containerd/config.toml";
+        let child = self.background(vm, "containerd", line)?;
+        wait(parts.interrupt, "containerd", || Ok(self.ctr(vm, &["version"]).output()?.code() == Some(0)))?;
+        Ok(child)
+    }
+
+    fn kubelet(&self, vm: &Vm) -> Result<Child> {
+        let line = format!(
+            "{} --config=/etc/kubernetes/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf \
+             --hostname-override={NAME} --node-ip={ADDRESS} --v=2",
+            self.kubelet.display()
+        );
+        self.background(vm, "kubelet", &line)
+    }
+}
+
+/// After each boot: the way from the cluster to the kubelet and back, drivers, folders.
+fn prepare(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane) -> Result<()> {
+    parts.interrupt.ends(vm.qemu_pid());
+    parts.interrupt.check()?;
+    forward(vm, &management()?, control)?;
+    for module in MODULES {
+        vm.modprobe(module)?;
+    }
+    vm.sh(PREPARE)?;
+    lead_to_the_service(vm, control)
 }
 
 /// The NIC that the node lives by. The node reaches the API server, and so whatever this machine reaches.
@@ -173,24 +234,31 @@ fn management() -> Result<Nic> {
     Ok(nic.cable(Cable::OpenRouter))
 }
 
-fn machine(management: &Nic, disk: &Path) -> Result<Spec> {
+/// One of the NICs for pods.
+fn spare(address: &str) -> Result<Nic> {
+    let (address, mac) =
+        NICS.iter().find(|(known, _)| *known == address).context("no NIC has this address")?;
+    Ok(Nic::virtio(address.parse()?, mac.parse()?))
+}
+
+/// A machine that hot-plugs on bus 0, where its NICs are.
+fn machine(disk: &Path) -> Result<Spec> {
     let path = disk.display().to_string().replace(',', ",,");
     let drive = format!("file={path},if=none,id=disk,format=raw,cache=unsafe,discard=unmap");
-    let spec = Spec::new().memory(MEMORY).nic(management.clone()).qemu_arguments(&[
+    let spec = Spec::new().chipset(Chipset::Pc).memory(MEMORY).nic(management()?).qemu_arguments(&[
         "-drive",
         &drive,
         "-device",
-        "virtio-blk-pci,drive=disk,bus=pcie.0,addr=1a.0",
+        "virtio-blk-pci,drive=disk,bus=pci.0,addr=1a.0",
     ]);
-    NICS.iter()
-        .try_fold(spec, |spec, (address, mac)| Ok(spec.nic(Nic::virtio(address.parse()?, mac.parse()?))))
+    NICS.iter().try_fold(spec, |spec, (address, _)| Ok(spec.nic(spare(address)?)))
 }
 
 fn make_disk(path: &Path) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     file.set_len(DISK_BYTES).with_context(|| format!("cannot write {}", path.display()))?;
     let mut command = Command::new("mkfs.ext4");
-    command.args(["-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"]).arg(path);
+    command.args(["-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]).arg(path);
     command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
     let output = command.output().context("cannot run mkfs.ext4; install e2fsprogs")?;
     if !output.status.success() {
