@@ -71,6 +71,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show all that is known of one NIC or interface. Changes nothing
+    Explain {
+        /// Its name, alternative name, device ID (PCI address) or MAC
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Put the CNI programs on the node, and with --meta virt-meta's configuration.
     Install(install::Options),
     /// Take away what `install` put there, and put back what was there before.

@@ -409,5 +409,7 @@ fn below_devices(target: &Path) -> Option<PathBuf> {
     (top == Component::Normal("devices".as_ref()) && plain).then(|| below.to_owned())
 }
 
+mod details;
+
 #[cfg(test)]
 mod tests;

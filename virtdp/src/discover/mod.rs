@@ -5,6 +5,7 @@
 
 pub(crate) mod accept;
 mod changes;
+pub(crate) mod explain;
 mod identity;
 mod pods;
 pub(crate) mod print;

@@ -54,32 +54,32 @@ struct Report<'a> {
 /// One line: a NIC, an interface that is none, or a device that cannot be understood.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
+pub(super) struct Row {
     /// The device's ID, as the kubelet knows it.
-    device: Option<String>,
-    interface: Option<String>,
-    driver: Option<String>,
+    pub(super) device: Option<String>,
+    pub(super) interface: Option<String>,
+    pub(super) driver: Option<String>,
     /// Vendor and device number.
-    hardware: Option<String>,
-    mac: Option<String>,
-    numa_node: Option<u16>,
+    pub(super) hardware: Option<String>,
+    pub(super) mac: Option<String>,
+    pub(super) numa_node: Option<u16>,
     /// The resource that it is offered as.
-    pool: Option<String>,
+    pub(super) pool: Option<String>,
     /// Further pools that would have taken it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    also_wanted_by: Vec<String>,
+    pub(super) also_wanted_by: Vec<String>,
     /// What the VM's metadata say of it.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    network_ids: BTreeSet<String>,
+    pub(super) network_ids: BTreeSet<String>,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    tags: BTreeSet<String>,
-    state: State,
-    reason: String,
+    pub(super) tags: BTreeSet<String>,
+    pub(super) state: State,
+    pub(super) reason: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum State {
+pub(super) enum State {
     /// For pods, and at home.
     Offered,
     /// For pods, and away from home.
@@ -95,7 +95,7 @@ enum State {
     Unreadable,
 }
 
-fn rows(survey: &Survey) -> Vec<Row> {
+pub(super) fn rows(survey: &Survey) -> Vec<Row> {
     let nics = survey.nics.iter().map(|seen| of_nic(seen, survey));
     let others = survey.others.iter().map(|other| Row {
         interface: Some(other.name.to_string()),
@@ -108,7 +108,7 @@ fn rows(survey: &Survey) -> Vec<Row> {
     nics.chain(others).chain(unreadable).collect()
 }
 
-fn of_nic(seen: &Seen, survey: &Survey) -> Row {
+pub(super) fn of_nic(seen: &Seen, survey: &Survey) -> Row {
     let lease = survey.leases.get(&seen.nic.id);
     let away = seen.nic.interfaces.is_empty();
     let (state, reason) = match (&seen.standing, lease) {
@@ -188,7 +188,7 @@ impl Row {
 }
 
 impl State {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             State::Offered => "offered",
             State::InUse => "in use",
@@ -199,7 +199,7 @@ impl State {
         }
     }
 
-    fn style(self) -> Style {
+    pub(super) fn style(self) -> Style {
         match self {
             State::Offered => AnsiColor::Green.on_default(),
             State::InUse => AnsiColor::Cyan.on_default(),

@@ -6,6 +6,7 @@ mod allocate;
 mod dashboard;
 mod discover;
 mod events;
+mod explain;
 mod kubelet;
 mod lifeline;
 mod observe;
