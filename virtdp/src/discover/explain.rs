@@ -78,8 +78,6 @@ struct Details {
     up: Option<bool>,
     /// Meaningless while it is not up.
     carrier: Option<bool>,
-    /// In Mb/s.
-    speed: Option<u32>,
     receive_queues: Option<usize>,
     transmit_queues: Option<usize>,
     iommu_group: Option<u32>,
@@ -106,7 +104,7 @@ fn pages(settings: &Settings, survey: &Survey, name: &str) -> Vec<Page> {
     let nics: Vec<&Seen> = survey.nics.iter().filter(|seen| is_called(seen, survey, name)).collect();
     if !nics.is_empty() {
         let page = |seen: &&Seen| Page {
-            row: of_nic(seen, survey),
+            row: of_nic(seen, survey).with_speed(&Sysfs::at(&settings.sysfs)),
             details: Some(Details::of(seen, survey, settings)),
         };
         return nics.iter().map(page).collect();
@@ -162,7 +160,6 @@ impl Details {
             mtu: link.map(|link| link.mtu),
             up: link.map(|link| link.up),
             carrier: link.map(|link| link.carrier),
-            speed: interface.and_then(|name| sysfs.speed(name)),
             receive_queues: queues.map(|(receive, _)| receive),
             transmit_queues: queues.map(|(_, transmit)| transmit),
             iommu_group: seen.nic.pci.and_then(|pci| sysfs.vfio_group(pci).ok()).map(|group| group.number()),
@@ -214,11 +211,7 @@ impl Page {
         let mut text = format!("{bold}{}{bold:#}\n", names.join("  "));
         line(&mut text, "State", Some(format!("{style}{}{style:#}: {}", row.state.word(), row.reason)));
         let Some(details) = details else { return text };
-        let also = match row.also_wanted_by.as_slice() {
-            [] => String::new(),
-            others => format!(" (also wanted by {})", others.join(", ")),
-        };
-        line(&mut text, "Pool", row.pool.as_ref().map(|pool| format!("{pool}{also}")));
+        line(&mut text, "Pool", row.pool.clone());
         line(&mut text, "Networks", joined(&row.network_ids));
         line(&mut text, "Tags", joined(&row.tags));
         line(&mut text, "Place", Some(details.place.clone()));
@@ -231,7 +224,7 @@ impl Page {
         line(&mut text, "MAC now", current);
         let alternative = details.alternative_names.join(", ");
         line(&mut text, "Also called", Some(alternative).filter(|names| !names.is_empty()));
-        line(&mut text, "Link", details.link());
+        line(&mut text, "Link", details.link(row.speed));
         line(&mut text, "Queues", details.queues());
         line(&mut text, "NUMA node", row.numa_node.map(|node| node.to_string()));
         line(&mut text, "IOMMU group", details.iommu_group.map(|group| group.to_string()));
@@ -243,13 +236,13 @@ impl Page {
 }
 
 impl Details {
-    fn link(&self) -> Option<String> {
+    fn link(&self, speed: Option<u32>) -> Option<String> {
         let wire = match (self.up?, self.carrier?) {
             (false, _) => "down",
             (true, true) => "up",
             (true, false) => "up, without carrier",
         };
-        let speed = self.speed.map(|speed| format!(", {speed} Mb/s")).unwrap_or_default();
+        let speed = speed.map(|speed| format!(", {speed} Mb/s")).unwrap_or_default();
         Some(format!("{wire}, MTU {}{speed}", self.mtu?))
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
+use linux::Sysfs;
 use nic::{Health, Membership, Standing};
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use super::survey::{Seen, Survey};
 use super::vital;
 use crate::cli::Settings;
 
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 9;
 
 /// Looks once, and prints.
 ///
@@ -25,7 +26,8 @@ pub(crate) fn run(settings: &Settings, json: bool) -> Result<()> {
     let mut reader = Reader::new(settings);
     reader.set_peers(vital::resolve(&settings.api_servers));
     let survey = reader.read(&config).context("the node cannot be read")?;
-    let rows = rows(&survey);
+    let sysfs = Sysfs::at(&settings.sysfs);
+    let rows: Vec<Row> = rows(&survey).into_iter().map(|row| row.with_speed(&sysfs)).collect();
     // Colour only on a terminal, and not with NO_COLOR.
     let mut out = anstream::stdout().lock();
     if json {
@@ -62,6 +64,8 @@ pub(super) struct Row {
     /// Vendor and device number.
     pub(super) hardware: Option<String>,
     pub(super) mac: Option<String>,
+    /// In Mb/s.
+    pub(super) speed: Option<u32>,
     pub(super) numa_node: Option<u16>,
     /// The resource that it is offered as.
     pub(super) pool: Option<String>,
@@ -162,6 +166,7 @@ impl Row {
             driver: None,
             hardware: None,
             mac: None,
+            speed: None,
             numa_node: None,
             pool: None,
             also_wanted_by: Vec::new(),
@@ -172,6 +177,12 @@ impl Row {
         }
     }
 
+    /// With what its driver says of its speed, if it is at home.
+    pub(super) fn with_speed(self, sysfs: &Sysfs) -> Row {
+        let name = self.device.as_ref().and(self.interface.as_ref()).and_then(|name| name.parse().ok());
+        Row { speed: name.and_then(|name| sysfs.speed(&name)), ..self }
+    }
+
     fn cells(&self) -> [String; COLUMNS] {
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
         [
@@ -179,6 +190,7 @@ impl Row {
             text(&self.interface),
             text(&self.driver),
             text(&self.mac),
+            self.speed.map_or_else(|| "-".to_owned(), |speed| speed.to_string()),
             self.numa_node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
             text(&self.pool),
             self.state.word().to_owned(),
@@ -212,7 +224,8 @@ impl State {
 
 /// The rows in columns, each line in the colour of its state.
 fn table(rows: &[Row]) -> String {
-    const HEAD: [&str; COLUMNS] = ["DEVICE", "INTERFACE", "DRIVER", "MAC", "NUMA", "POOL", "STATE", "REASON"];
+    const HEAD: [&str; COLUMNS] =
+        ["DEVICE", "INTERFACE", "DRIVER", "MAC", "SPEED", "NUMA", "POOL", "STATE", "REASON"];
     let cells: Vec<[String; COLUMNS]> = rows.iter().map(Row::cells).collect();
     let mut widths = HEAD.map(str::len);
     for row in &cells {

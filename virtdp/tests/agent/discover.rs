@@ -96,7 +96,7 @@ fn the_table_is_for_people_and_has_no_colour_in_a_pipe() {
     assert!(!text.contains('\u{1b}'), "{text:?}");
     let lines: Vec<String> =
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    assert_eq!(lines[0], "DEVICE INTERFACE DRIVER MAC NUMA POOL STATE REASON");
+    assert_eq!(lines[0], "DEVICE INTERFACE DRIVER MAC SPEED NUMA POOL STATE REASON");
     assert!(
         lines[2].starts_with("0000:00:0a.0 eth1 virtio_net ")
             && lines[2].ends_with(" - kernel.org/virt offered free"),
