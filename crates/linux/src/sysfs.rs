@@ -8,12 +8,13 @@
 //! Whatever a file contains, and if it vanishes while we read, one device is skipped with the reason; the others are
 //! found. Source: Documentation/filesystems/sysfs.rst, Documentation/ABI/testing/sysfs-bus-pci.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::thread;
 
 use nic::{DeviceId, HardwareId, IfName, Interface, Nic, PciAddress};
 use rustix::fs::OFlags;
@@ -80,7 +81,7 @@ const PCI_CLASS_NETWORK: u32 = 0x02;
 /// `VIRTIO_ID_NET` in include/uapi/linux/virtio_ids.h.
 const VIRTIO_ID_NET: u32 = 1;
 /// One page is the most that a sysfs attribute holds.
-const ATTRIBUTE_LIMIT: u64 = 4096;
+const ATTRIBUTE_LIMIT: usize = 4096;
 
 impl Sysfs {
     /// The tree below `root`, usually `/sys`.
@@ -102,23 +103,19 @@ impl Sysfs {
         let mut search = Search::default();
         let mut accounted: HashSet<PciAddress> = HashSet::new();
         // Virtio first: what is found there accounts for the PCI function below it.
-        for device in self.devices("virtio")? {
-            let virtio_net = |device: &Device| {
-                device.driver.as_deref() == Some("virtio_net") || device.hex("device") == Ok(VIRTIO_ID_NET)
-            };
-            search.take(&device, virtio_net, |device| self.virtio_nic(device));
+        let virtio = self.names("virtio")?;
+        for (name, nic) in shared_out(&virtio, |name| self.virtio_nic(name)) {
+            let Some((function, nic)) = nic else { continue };
             // One that cannot be read must not come back as a plain PCI function with driver virtio-pci.
-            if virtio_net(&device) {
-                let position = self.position(&device).unwrap_or_default();
-                accounted.extend(position.iter().find_map(Ancestor::pci));
-            }
+            accounted.extend(function);
+            search.take(name, nic);
         }
-        for device in self.devices("pci")? {
-            let network = |device: &Device| {
-                device.hex("class").is_ok_and(|class| class >> 16 == PCI_CLASS_NETWORK)
-                    && device.name.parse().is_ok_and(|address| !accounted.contains(&address))
-            };
-            search.take(&device, network, |device| self.pci_nic(device));
+        let mut pci = self.names("pci")?;
+        pci.retain(|name| name.parse().is_ok_and(|address| !accounted.contains(&address)));
+        for (name, nic) in shared_out(&pci, |name| self.pci_nic(name)) {
+            if let Some(nic) = nic {
+                search.take(name, nic);
+            }
         }
         Ok(Found { nics: search.nics.into_values().collect(), unreadable: search.unreadable })
     }
@@ -141,20 +138,26 @@ impl Sysfs {
         }
     }
 
-    /// All interfaces of the network namespace that this sysfs was mounted in.
+    /// All interfaces of the network namespace that this sysfs was mounted in. Those of `nics` are not read once more.
     ///
     /// # Errors
     /// `class/net` cannot be listed, or an interface that does not vanish meanwhile cannot be read.
-    pub fn interfaces(&self) -> Result<Vec<Interface>, Error> {
+    pub fn interfaces(&self, nics: &[Nic]) -> Result<Vec<Interface>, Error> {
+        let known: HashMap<&str, &Interface> =
+            nics.iter().flat_map(|nic| &nic.interfaces).map(|known| (known.name.as_str(), known)).collect();
         let folder = self.root.join("class/net");
         let mut interfaces = Vec::new();
         for name in list(&folder)? {
+            if let Some(known) = known.get(name.as_str()) {
+                interfaces.push((*known).clone());
+                continue;
+            }
             let path = folder.join(&name);
             // `bonding_masters` and the like are plain files beside the interfaces.
             if !path.is_dir() {
                 continue;
             }
-            match interface(&path, &name) {
+            match interface(&path, &name, |path| path.join("device").symlink_metadata().is_ok()) {
                 Ok(interface) => interfaces.push(interface),
                 Err(source) if vanished(&source) => {}
                 Err(source) => return Err(Error::File { step: "read interface", path, source }),
@@ -163,68 +166,63 @@ impl Sysfs {
         Ok(interfaces)
     }
 
-    /// The devices of a bus; none if the kernel does not have the bus.
-    fn devices(&self, bus: &str) -> Result<Vec<Device>, Error> {
-        let folder = self.root.join("bus").join(bus).join("devices");
-        let names = match list(&folder) {
-            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
-            listed => listed?,
+    /// The names of a bus's devices; none if the kernel does not have the bus.
+    fn names(&self, bus: &str) -> Result<Vec<String>, Error> {
+        match list(&self.root.join("bus").join(bus).join("devices")) {
+            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed,
+        }
+    }
+
+    fn device(&self, bus: &str, name: &str) -> Device {
+        let link = self.root.join("bus").join(bus).join("devices").join(name);
+        let below = fs::read_link(&link)
+            .map_err(|error| format!("its link cannot be read: {error}"))
+            .and_then(|target| {
+                below_devices(&target).ok_or_else(|| "its link does not lead into devices/".to_owned())
+            });
+        // Through the link each file would be looked up by twice as many steps.
+        let path = below.as_ref().map_or(link, |below| self.root.join("devices").join(below));
+        Device { name: name.to_owned(), driver: last_component_of_link(&path.join("driver")), path, below }
+    }
+
+    /// The NIC that a virtio device is, if it is one, and the PCI function that it sits on.
+    fn virtio_nic(&self, name: &str) -> Option<(Option<PciAddress>, Result<Nic, String>)> {
+        let device = self.device("virtio", name);
+        if device.driver.as_deref() != Some("virtio_net") && device.hex("device") != Ok(VIRTIO_ID_NET) {
+            return None;
+        }
+        let position = match self.position(&device) {
+            Ok(position) => position,
+            Err(why) => return Some((None, Err(why))),
         };
-        Ok(names.into_iter().map(|name| Device::at(folder.join(&name), name)).collect())
+        let function = position.iter().find_map(Ancestor::pci);
+        Some((function, virtio_nic(device, &position)))
     }
 
-    fn virtio_nic(&self, device: &Device) -> Result<Nic, String> {
-        let position = self.position(device)?;
-        let pci = position.iter().find_map(Ancestor::pci);
-        // The driver core lets a virtio device sit on a PCI function, a platform device, a channel subsystem or a vDPA
-        // device; what ethtool calls bus-info is the name of that parent.
-        let id = match position.first() {
-            Some(Ancestor { bus, name, .. }) if bus == "pci" => {
-                DeviceId::from(name.parse::<PciAddress>().map_err(|error| error.to_string())?)
-            }
-            Some(Ancestor { name, .. }) => name.parse().map_err(|error: nic::NameError| error.to_string())?,
-            None => device.name.parse().map_err(|error: nic::NameError| error.to_string())?,
-        };
-        let pci_path = position.iter().find(|above| above.pci().is_some()).map(|above| above.path.as_path());
-        Ok(Nic {
-            id,
-            bus_name: device.name.clone(),
-            pci,
-            above: pci_path.map(above).unwrap_or_default(),
-            acpi_index: pci_path.and_then(acpi_index),
-            driver: device.driver.clone(),
-            hardware: hardware(pci_path.unwrap_or(&device.path)),
-            numa_node: pci_path.and_then(numa_node),
-            interfaces: device.interfaces()?,
+    /// The NIC that a PCI function is, if it is one.
+    fn pci_nic(&self, name: &str) -> Option<Result<Nic, String>> {
+        let address: PciAddress = name.parse().ok()?;
+        let device = self.device("pci", name);
+        let class = device.hex("class").ok()?;
+        (class >> 16 == PCI_CLASS_NETWORK).then(|| {
+            Ok(Nic {
+                id: address.into(),
+                pci: Some(address),
+                above: device.below.as_ref().map(|_| above(&device.path)).unwrap_or_default(),
+                acpi_index: acpi_index(&device.path),
+                hardware: hardware(&device.path),
+                numa_node: numa_node(&device.path),
+                interfaces: device.interfaces()?,
+                bus_name: device.name,
+                driver: device.driver,
+            })
         })
-    }
-
-    fn pci_nic(&self, device: &Device) -> Result<Nic, String> {
-        let address: PciAddress =
-            device.name.parse().map_err(|error: nic::ParsePciError| error.to_string())?;
-        Ok(Nic {
-            id: address.into(),
-            bus_name: device.name.clone(),
-            pci: Some(address),
-            above: self.below_root(&device.path).as_deref().map(above).unwrap_or_default(),
-            acpi_index: acpi_index(&device.path),
-            driver: device.driver.clone(),
-            hardware: hardware(&device.path),
-            numa_node: numa_node(&device.path),
-            interfaces: device.interfaces()?,
-        })
-    }
-
-    /// Where a link in the folder of a bus leads to.
-    fn below_root(&self, link: &Path) -> Option<PathBuf> {
-        Some(self.root.join("devices").join(below_devices(&fs::read_link(link).ok()?)?))
     }
 
     /// The devices above, nearest first, each with its bus. Folders that are no device on a bus are passed over.
     fn position(&self, device: &Device) -> Result<Vec<Ancestor>, String> {
-        let target =
-            fs::read_link(&device.path).map_err(|error| format!("its link cannot be read: {error}"))?;
-        let below = below_devices(&target).ok_or("its link does not lead into devices/")?;
+        let below = device.below.as_ref().map_err(Clone::clone)?;
         let devices = self.root.join("devices");
         let mut ancestors = Vec::new();
         for above in below.ancestors().skip(1).take_while(|path| path.file_name().is_some()) {
@@ -240,6 +238,63 @@ impl Sysfs {
         }
         Ok(ancestors)
     }
+}
+
+fn virtio_nic(device: Device, position: &[Ancestor]) -> Result<Nic, String> {
+    // The driver core lets a virtio device sit on a PCI function, a platform device, a channel subsystem or a vDPA
+    // device; what ethtool calls bus-info is the name of that parent.
+    let id = match position.first() {
+        Some(Ancestor { bus, name, .. }) if bus == "pci" => {
+            DeviceId::from(name.parse::<PciAddress>().map_err(|error| error.to_string())?)
+        }
+        Some(Ancestor { name, .. }) => name.parse().map_err(|error: nic::NameError| error.to_string())?,
+        None => device.name.parse().map_err(|error: nic::NameError| error.to_string())?,
+    };
+    let pci_path = position.iter().find(|above| above.pci().is_some()).map(|above| above.path.as_path());
+    Ok(Nic {
+        id,
+        pci: position.iter().find_map(Ancestor::pci),
+        above: pci_path.map(above).unwrap_or_default(),
+        acpi_index: pci_path.and_then(acpi_index),
+        hardware: hardware(pci_path.unwrap_or(&device.path)),
+        numa_node: pci_path.and_then(numa_node),
+        interfaces: device.interfaces()?,
+        bus_name: device.name,
+        driver: device.driver,
+    })
+}
+
+/// How many devices are worth a thread of their own.
+const SHARE: usize = 512;
+
+/// Each of `names` with what `read` makes of it. A device is a dozen of system calls: where there are thousands, all processors share them.
+fn shared_out<'a, T: Send>(names: &'a [String], read: impl Fn(&str) -> T + Sync) -> Vec<(&'a str, T)> {
+    let each = |name: &'a String| (name.as_str(), read(name));
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors.min(names.len().div_ceil(SHARE));
+    if threads <= 1 {
+        return names.iter().map(each).collect();
+    }
+    let (own, others) = names.split_at(names.len().div_ceil(threads));
+    thread::scope(|scope| {
+        let work = |share: &'a [String]| share.iter().map(each).collect::<Vec<_>>();
+        let started: Vec<_> = others
+            .chunks(own.len())
+            .map(|share| {
+                // Where there is no thread to be had, the work is done here.
+                let builder = thread::Builder::new().name("sysfs".to_owned());
+                builder.spawn_scoped(scope, move || work(share)).map_err(|_| share)
+            })
+            .collect();
+        let mut all = work(own);
+        for share in started {
+            all.extend(match share {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(share) => work(share),
+            });
+        }
+        all
+    })
 }
 
 /// A device above another.
@@ -263,16 +318,8 @@ struct Search {
 }
 
 impl Search {
-    fn take(
-        &mut self,
-        device: &Device,
-        wanted: impl Fn(&Device) -> bool,
-        read: impl Fn(&Device) -> Result<Nic, String>,
-    ) {
-        if !wanted(device) {
-            return;
-        }
-        let why = match read(device) {
+    fn take(&mut self, name: &str, nic: Result<Nic, String>) {
+        let why = match nic {
             Ok(nic) => match self.nics.get(&nic.id) {
                 None => {
                     self.nics.insert(nic.id.clone(), nic);
@@ -282,25 +329,22 @@ impl Search {
             },
             Err(why) => why,
         };
-        let device = device.name.chars().take(64).flat_map(char::escape_debug).collect();
+        let device = name.chars().take(64).flat_map(char::escape_debug).collect();
         self.unreadable.push(Unreadable { device, why });
     }
 }
 
-/// A device in the folder of its bus.
+/// A device on a bus.
 struct Device {
     name: String,
-    /// The link in `bus/<bus>/devices`.
+    /// Its folder.
     path: PathBuf,
+    /// The same below `devices/`, or why that is not known.
+    below: Result<PathBuf, String>,
     driver: Option<String>,
 }
 
 impl Device {
-    fn at(path: PathBuf, name: String) -> Self {
-        let driver = last_component_of_link(&path.join("driver"));
-        Device { name, path, driver }
-    }
-
     fn hex(&self, attribute: &str) -> Result<u32, String> {
         hex(&self.path.join(attribute))
     }
@@ -316,8 +360,8 @@ impl Device {
         };
         let mut interfaces = Vec::new();
         for name in names {
-            match interface(&folder.join(&name), &name) {
-                Ok(interface) => interfaces.push(Interface { hardware: true, ..interface }),
+            match interface(&folder.join(&name), &name, |_| true) {
+                Ok(interface) => interfaces.push(interface),
                 Err(error) if vanished(&error) => {}
                 Err(error) => return Err(format!("its interface cannot be read: {error}")),
             }
@@ -327,13 +371,13 @@ impl Device {
     }
 }
 
-fn interface(path: &Path, name: &str) -> io::Result<Interface> {
+fn interface(path: &Path, name: &str, hardware: impl Fn(&Path) -> bool) -> io::Result<Interface> {
     let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
     let index = attribute(&path.join("ifindex"))?;
     Ok(Interface {
         index: index.parse().map_err(|_| invalid(format!("ifindex is {:?}", shorten(&index))))?,
         name: IfName::from_str(name).map_err(|error| invalid(error.to_string()))?,
-        hardware: path.join("device").symlink_metadata().is_ok(),
+        hardware: hardware(path),
     })
 }
 
@@ -370,15 +414,22 @@ fn hex(path: &Path) -> Result<u32, String> {
     u32::from_str_radix(digits, 16).map_err(|_| format!("{:?} is not a hexadecimal number", shorten(&text)))
 }
 
-/// The content of a small file, without the newline.
+/// The content of a small file, without the newline. sysfs gives all of an attribute at the first read.
 fn attribute(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
     // What is no file of sysfs, a FIFO for one, must not keep us waiting.
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
-    file.take(ATTRIBUTE_LIMIT).read_to_string(&mut text)?;
-    text.truncate(text.trim_end().len());
-    Ok(text)
+    let mut file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    let mut buffer = [0; ATTRIBUTE_LIMIT];
+    let length = loop {
+        match file.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    let bytes = buffer.get(..length).unwrap_or_default();
+    let text =
+        std::str::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(text.trim_end().to_owned())
 }
 
 fn shorten(text: &str) -> String {

@@ -106,7 +106,8 @@ async fn keep_looking(
             read = read => read,
             () = stop.cancelled() => return,
         };
-        debug!(milliseconds = started.elapsed().as_millis(), "looked at the node");
+        let took = started.elapsed();
+        debug!(milliseconds = took.as_millis(), "looked at the node");
         let survey = match read {
             Ok((back, survey)) => {
                 reader = back;
@@ -117,16 +118,13 @@ async fn keep_looking(
                 Err(anyhow::Error::new(panicked).context("reading the node ended early"))
             }
         };
-        metrics.looked(started.elapsed(), &survey);
+        metrics.looked(took, &survey);
         let again_after = match survey {
             Ok(survey) => {
                 failures = 0;
                 report.tell(&survey);
                 if matches!(*sight.borrow(), Sight::Unknown) {
-                    info!(
-                        milliseconds = started.elapsed().as_millis(),
-                        "looked at all interfaces of the node"
-                    );
+                    info!(milliseconds = took.as_millis(), "looked at all interfaces of the node");
                 }
                 let again_after = if survey.has_strangers() { DOUBT } else { RESYNC };
                 sight.send_replace(Sight::Clear(Arc::new(survey)));

@@ -97,7 +97,7 @@ impl Reader {
         // The ledger first: a NIC that leaves while we read is then at home, which is the cautious mistake.
         self.read_ledger();
         let found = self.sysfs.nics().context("find the network devices in sysfs")?;
-        let interfaces = self.sysfs.interfaces().context("list the interfaces in sysfs")?;
+        let interfaces = self.sysfs.interfaces(&found.nics).context("list the interfaces in sysfs")?;
         let look = match self.ask_kernel() {
             Ok(look) => look,
             Err(error) => {

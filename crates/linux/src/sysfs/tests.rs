@@ -187,6 +187,24 @@ fn two_virtio_devices_in_one_function_are_not_one_nic() {
 }
 
 #[test]
+fn more_nics_than_one_thread_reads_are_all_found_and_their_interfaces_known() {
+    let tree = Tree::new();
+    let count = u32::try_from(super::SHARE).unwrap() * 2 + 1;
+    for number in 0..count {
+        let address = format!("0001:{:02x}:{:02x}.{}", number >> 8, (number >> 3) & 0x1f, number & 7);
+        let virtio = tree.virtio_nic(&format!("pci0001:00/{address}"), &format!("virtio{number}"));
+        tree.interface(Some(&virtio), &format!("eth{number}"), number + 2);
+    }
+    tree.interface(None, "lo", 1);
+    let found = found(&tree);
+    let mut indexes: Vec<u32> = found.nics.iter().map(|nic| nic.interfaces[0].index).collect();
+    indexes.sort_unstable();
+    assert_eq!(indexes, (2..count + 2).collect::<Vec<_>>());
+    let sysfs = Sysfs::at(tree.path());
+    assert_eq!(sysfs.interfaces(&found.nics).unwrap(), sysfs.interfaces(&[]).unwrap());
+}
+
+#[test]
 fn interfaces_are_those_of_the_namespace_and_plain_files_are_passed_over() {
     let tree = Tree::new();
     let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
@@ -194,7 +212,7 @@ fn interfaces_are_those_of_the_namespace_and_plain_files_are_passed_over() {
     tree.interface(None, "lo", 1);
     std::fs::write(tree.path().join("class/net/bonding_masters"), "").unwrap();
     let shown = |tree: &Tree| -> Vec<(u32, String, bool)> {
-        let interfaces = Sysfs::at(tree.path()).interfaces().unwrap();
+        let interfaces = Sysfs::at(tree.path()).interfaces(&[]).unwrap();
         interfaces.into_iter().map(|i| (i.index, i.name.to_string(), i.hardware)).collect()
     };
     assert_eq!(shown(&tree), [(2, "eth0".to_owned(), true), (1, "lo".to_owned(), false)]);
@@ -209,7 +227,7 @@ fn an_interface_that_cannot_be_understood_is_an_error() {
     let tree = Tree::new();
     tree.interface(None, "lo", 1);
     tree.write("virtual/net/lo", "ifindex", "one");
-    let error = Sysfs::at(tree.path()).interfaces().unwrap_err();
+    let error = Sysfs::at(tree.path()).interfaces(&[]).unwrap_err();
     assert!(error.chain().contains("class/net/lo"), "{}", error.chain());
 }
 
@@ -217,7 +235,7 @@ fn an_interface_that_cannot_be_understood_is_an_error() {
 fn what_is_no_sysfs_is_an_error_and_a_bus_may_be_missing() {
     let folder = tempfile::tempdir().unwrap();
     assert!(Sysfs::at(folder.path()).nics().is_err());
-    assert!(Sysfs::at(folder.path().join("absent")).interfaces().is_err());
+    assert!(Sysfs::at(folder.path().join("absent")).interfaces(&[]).is_err());
     std::fs::create_dir(folder.path().join("bus")).unwrap();
     assert_eq!(Sysfs::at(folder.path()).nics().unwrap(), Found::default());
 }
