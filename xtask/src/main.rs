@@ -33,7 +33,7 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: unit, property, namespaces, whole systems in the VM
     Test(test::Options),
-    /// Measure boot time, sizes, memory, and what plumbing a NIC costs beside `ip link set ... netns`
+    /// Measure what plumbing a NIC costs, and what the agent costs on a node with many of them
     Bench(bench::Options),
     /// Feed bytes that nobody thought of to what reads input, under libFuzzer
     Fuzz(fuzz::Options),

@@ -1,23 +1,14 @@
-//! `cargo xtask bench`: the figures that anybody can take again, from one boot of one VM.
+//! What plumbing a NIC costs beside `ip link set ... netns`, from one boot of one VM.
 
 use std::fs;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use clap::Args;
-use vm::{Bed, GUEST_PATH, Vm};
+use vm::{Bed, GUEST_PATH, Programs};
 
-use crate::progress::Progress;
-use crate::{build, demo, packages};
-
-/// Measure boot time, sizes, memory, and what plumbing a NIC costs beside `ip link set ... netns`
-#[derive(Debug, Args)]
-pub(crate) struct Options {
-    /// How often a NIC goes out and comes home
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
-}
+use super::{bash, median};
+use crate::demo;
+use crate::progress::Step;
 
 /// How many times the VM is booted; the median counts.
 const BOOTS: usize = 3;
@@ -54,13 +45,8 @@ kill $!
 virtsim down >/dev/null
 "#;
 
-pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
-    let programs = build::programs(progress)?;
-    let debian = packages::ensure(progress)?;
-    let step = progress.step("Measure");
-    let bed = Bed::new(debian, &programs.vm_guest)?;
+pub(super) fn run(bed: &Bed, programs: &Programs, rounds: u32, step: &Step) -> Result<()> {
     let spec = demo::machine()?;
-
     step.note("boot");
     let mut boots = Vec::new();
     let mut vm = bed.boot(&spec)?;
@@ -75,9 +61,8 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let memory = bash(&vm, MEMORY, &[("PATH", &path)])?;
     step.note("ADD and DEL");
     let plugins = bed.debian().cni_plugins.display().to_string();
-    let rounds = options.rounds.to_string();
+    let rounds = rounds.to_string();
     let times = bash(&vm, PLUMB, &[("programs", &folder), ("plugins", &plugins), ("rounds", &rounds)])?;
-    step.done(&format!("{}, {} rounds", bed.accelerator(), options.rounds));
 
     println!("boot to the first command  {:>7.2} s", median(&mut boots)?.as_secs_f64());
     println!("virtdp, resident           {:>7} kB", memory.trim());
@@ -98,24 +83,13 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
             println!("{what:42} {:>7.1} ms  {ratio:.1} times that", took.as_secs_f64() * 1e3);
         }
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn bash(vm: &Vm, script: &str, environment: &[(&str, &str)]) -> Result<String> {
-    let command = vm.command("bash").args(["-euc", script]);
-    let command = environment.iter().fold(command, |command, (name, value)| command.env(*name, *value));
-    Ok(command.run()?.text())
+    Ok(())
 }
 
 /// The median of the lines `<what> <microseconds>`.
 fn time(lines: &str, what: &str) -> Result<Duration> {
     let times = lines.lines().filter_map(|line| line.strip_prefix(what)?.strip_prefix(' ')?.parse().ok());
     median(&mut times.map(Duration::from_micros).collect::<Vec<_>>()).with_context(|| what.to_owned())
-}
-
-fn median(times: &mut [Duration]) -> Result<Duration> {
-    times.sort();
-    times.get(times.len() / 2).copied().context("nothing was measured")
 }
 
 #[cfg(test)]
