@@ -68,7 +68,7 @@ pub(crate) async fn serve(listen: Option<Listen>, view: View, stop: Cancellation
     loop {
         let served = tokio::select! {
             served = listen_once(&listen, &view) => served,
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return,
         };
         let Err(error) = served;
         let reason = error.to_string();
@@ -78,12 +78,8 @@ pub(crate) async fn serve(listen: Option<Listen>, view: View, stop: Cancellation
         }
         tokio::select! {
             () = sleep(AGAIN_AFTER) => {}
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return,
         }
-    }
-    if let Listen::Unix(path) = &listen {
-        // It may never have been there.
-        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -110,7 +106,21 @@ async fn listen_once(listen: &Listen, view: &View) -> io::Result<Infallible> {
 
 enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    /// In this order: the path goes while nobody else can bind it.
+    Unix {
+        _path: Served,
+        listener: UnixListener,
+    },
+}
+
+/// The path of a socket that we bound. It goes with this, and so only where it is ours: another agent may serve it before or after us.
+struct Served(PathBuf);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may be gone; and a dead socket is removed by whoever binds it next.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 type Stream = Either<TcpStream, UnixStream>;
@@ -121,7 +131,8 @@ impl Socket {
             Listen::Tcp(address) => TcpListener::bind(address).await.map(Socket::Tcp),
             Listen::Unix(path) => {
                 remove_dead(path).await;
-                UnixListener::bind(path).map(Socket::Unix)
+                let listener = UnixListener::bind(path)?;
+                Ok(Socket::Unix { _path: Served(path.clone()), listener })
             }
         }
     }
@@ -130,14 +141,14 @@ impl Socket {
     fn address(&self, asked: &Listen) -> Listen {
         match self {
             Socket::Tcp(listener) => listener.local_addr().map_or_else(|_| asked.clone(), Listen::Tcp),
-            Socket::Unix(_) => asked.clone(),
+            Socket::Unix { .. } => asked.clone(),
         }
     }
 
     async fn accept(&self) -> io::Result<Stream> {
         match self {
             Socket::Tcp(listener) => listener.accept().await.map(|(stream, _)| Either::Left(stream)),
-            Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| Either::Right(stream)),
+            Socket::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Either::Right(stream)),
         }
     }
 }

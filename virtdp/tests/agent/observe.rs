@@ -239,6 +239,11 @@ async fn an_address_that_is_taken_is_said_and_the_agent_works_all_the_same() {
     assert!(stage.path("observe.sock").exists());
     let mut second = start(&stage);
     until("it is served again", || UnixStream::connect(stage.path("observe.sock")).is_ok());
+    // Nor does one that never had it take it away, when an update is called off.
+    let mut third = start(&stage);
+    third.says(&["metrics and health are not served there", "observe.sock"]);
+    assert_eq!(third.terminate().0, Some(0));
+    assert!(stage.path("observe.sock").exists());
     assert_eq!(second.terminate().0, Some(0));
     assert!(!stage.path("observe.sock").exists());
 }
