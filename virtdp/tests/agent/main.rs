@@ -18,3 +18,4 @@ mod repatriate;
 mod stage;
 mod survive;
 mod trouble;
+mod unprivileged;
