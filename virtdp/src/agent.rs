@@ -73,7 +73,8 @@ fn start(settings: &Settings, stop: &CancellationToken) -> Result<JoinSet<()>> {
     let (lists, lists_out) = watch::channel(None);
     let (desk, requests) = Desk::new();
     let metrics = Metrics::default();
-    let view = View::new(metrics.clone(), sight_out.clone(), lists_out.clone(), desk.clone());
+    let view =
+        View::new(metrics.clone(), sight_out.clone(), lists_out.clone(), desk.clone(), configuration.state());
     // Who answers the kubelet ends last: an Allocate under way must have its answer, or a pod fails.
     let unregistered = CancellationToken::new();
     let mut tasks = JoinSet::new();

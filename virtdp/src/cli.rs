@@ -79,6 +79,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check a configuration file: print what it means, or what is wrong with it and where
+    Validate {
+        /// The file
+        file: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Put the CNI programs on the node, and with --meta virt-meta's configuration.
     Install(install::Options),
     /// Take away what `install` put there, and put back what was there before.

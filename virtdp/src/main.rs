@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Some(cli::Command::Discover { json }) => discover::print::run(&settings, json),
         Some(cli::Command::Accept { device }) => discover::accept::run(&settings, &device),
         Some(cli::Command::Explain { name, json }) => discover::explain::run(&settings, &name, json),
+        Some(cli::Command::Validate { file, json }) => configure::validate::run(&file, json),
         Some(cli::Command::Install(options)) => install::install(&options, settings.kubelet.root()),
         Some(cli::Command::Uninstall(removal)) => install::uninstall(&removal, &settings.state),
         Some(cli::Command::Probe { ready }) => probe::run(&settings, ready),

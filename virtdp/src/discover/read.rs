@@ -19,6 +19,7 @@ use super::pods;
 use super::survey::{Lease, Memory, Survey, Tally};
 use super::vital::Resolved;
 use crate::cli::Settings;
+use crate::configure::metadata;
 
 /// How often the node is read again when it changed while we read it. It settles within milliseconds, unless sysfs and netlink
 /// show different network namespaces, which no patience helps.
@@ -37,6 +38,7 @@ pub(crate) struct Reader {
     routes: Option<Socket>,
     /// What was said about the ledger last.
     complaints: BTreeSet<String>,
+    metadata_complaint: Option<String>,
     /// What it said when it could be read last of what NICs are like at home.
     at_home: BTreeMap<DeviceId, AtHome>,
     /// What is remembered for the next look.
@@ -58,6 +60,7 @@ impl Reader {
             insisted: settings.offer_lifeline.clone(),
             routes: None,
             complaints: BTreeSet::new(),
+            metadata_complaint: None,
             at_home: BTreeMap::new(),
             memory: Memory::default(),
             plumbed: Vec::new(),
@@ -96,6 +99,7 @@ impl Reader {
     fn attempt(&mut self, config: &Arc<Config>) -> Result<Result<Survey>> {
         // The ledger first: a NIC that leaves while we read is then at home, which is the cautious mistake.
         self.read_ledger();
+        self.read_metadata(config);
         let found = self.sysfs.nics().context("find the network devices in sysfs")?;
         let interfaces = self.sysfs.interfaces(&found.nics).context("list the interfaces in sysfs")?;
         let look = match self.ask_kernel() {
@@ -193,6 +197,31 @@ impl Reader {
         }
         self.memory.leases = leases;
         self.complain(complaints);
+    }
+
+    /// What cannot be read is remembered as it was.
+    fn read_metadata(&mut self, config: &Config) {
+        let Some(path) = &config.metadata else {
+            self.memory.metadata = None;
+            self.metadata_complaint = None;
+            return;
+        };
+        match metadata::read(path) {
+            Ok(read) => {
+                self.memory.metadata = Some(read);
+                self.metadata_complaint = None;
+            }
+            Err(error) => {
+                let reason = format!("{error:#}");
+                if self.metadata_complaint.as_ref() != Some(&reason) {
+                    warn!(
+                        reason,
+                        "the VM's metadata cannot be read: networkIds and tags select by what was read before"
+                    );
+                }
+                self.metadata_complaint = Some(reason);
+            }
+        }
     }
 
     fn complain(&mut self, complaints: BTreeSet<String>) {

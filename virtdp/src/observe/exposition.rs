@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::metrics::{Metrics, OfPool};
 use crate::advertise::Lists;
+use crate::configure::InForce;
 use crate::discover::{Sight, Survey};
 
 /// What is read at each scrape.
@@ -21,6 +22,7 @@ pub(super) struct State {
     metrics: Metrics,
     sight: watch::Receiver<Sight>,
     lists: watch::Receiver<Lists>,
+    configured: watch::Receiver<InForce>,
     started: SystemTime,
 }
 
@@ -29,12 +31,13 @@ pub(super) fn registry(
     metrics: &Metrics,
     sight: watch::Receiver<Sight>,
     lists: watch::Receiver<Lists>,
+    configured: watch::Receiver<InForce>,
 ) -> Registry {
     let mut registry = Registry::default();
     let ours = registry.sub_registry_with_prefix("virtdp");
     metrics.register(ours);
     ours.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-    let state = State { metrics: metrics.clone(), sight, lists, started: SystemTime::now() };
+    let state = State { metrics: metrics.clone(), sight, lists, configured, started: SystemTime::now() };
     registry.register_collector(Box::new(state));
     registry
 }
@@ -81,6 +84,9 @@ impl State {
     }
 
     fn pools(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "1 where the configuration is in force as the file has it, 0 where the file is bad";
+        let good = u64::from(self.configured.borrow().is_ok());
+        gauge(out, "virtdp_configuration_good", help, None)?.encode_gauge(&good)?;
         let pools = self.metrics.pools();
         let help = "1 where the kubelet has our registration and listens";
         let mut encoder = gauge(out, "virtdp_registered", help, None)?;

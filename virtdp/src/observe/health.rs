@@ -68,7 +68,7 @@ impl View {
 
     /// Whether pods can be given NICs.
     pub(super) async fn readyz(&self) -> Verdict {
-        let alive = [self.looks(), self.desk_answers().await, self.sees()];
+        let alive = [self.looks(), self.desk_answers().await, self.sees(), self.configured()];
         let pools = self.0.metrics.pools();
         let registered = pools.into_iter().map(|(resource, state)| match state.registration {
             Ok(()) => Ok(format!("{resource} is registered with the kubelet")),
@@ -100,6 +100,13 @@ impl View {
             Ok(Ok(_)) => Ok("allocations are answered".to_owned()),
             Ok(Err(_)) => Err("the agent stops".to_owned()),
             Err(_) => Err(format!("allocations are not answered within {} ms", DESK_WITHIN.as_millis())),
+        }
+    }
+
+    fn configured(&self) -> Result<String, String> {
+        match &*self.0.configured.borrow() {
+            Ok(()) => Ok("the configuration is in force".to_owned()),
+            Err(why) => Err(format!("the configuration is bad, what was in force stays in force: {why}")),
         }
     }
 

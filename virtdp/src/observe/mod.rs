@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::advertise::{Desk, Lists};
+use crate::configure::InForce;
 use crate::discover::Sight;
 
 pub(crate) use self::events::{Credentials, tell};
@@ -38,6 +39,7 @@ struct Inner {
     registry: Registry,
     sight: watch::Receiver<Sight>,
     desk: Desk,
+    configured: watch::Receiver<InForce>,
     started: Instant,
 }
 
@@ -47,9 +49,10 @@ impl View {
         sight: watch::Receiver<Sight>,
         lists: watch::Receiver<Lists>,
         desk: Desk,
+        configured: watch::Receiver<InForce>,
     ) -> Self {
-        let registry = exposition::registry(&metrics, sight.clone(), lists);
-        View(Arc::new(Inner { metrics, registry, sight, desk, started: Instant::now() }))
+        let registry = exposition::registry(&metrics, sight.clone(), lists, configured.clone());
+        View(Arc::new(Inner { metrics, registry, sight, desk, configured, started: Instant::now() }))
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {

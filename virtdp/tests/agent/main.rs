@@ -12,6 +12,7 @@ mod lifeline;
 mod observe;
 mod offer;
 mod openmetrics;
+mod pools;
 mod register;
 mod registry;
 mod repatriate;
