@@ -2,12 +2,12 @@
 //!
 //! A link carries the node if
 //! * a default route leaves through it (IPv4 or IPv6, any table, any metric, each hop of a multipath route), or routes that
-//!   together lead to so much of all addresses that they are one in effect ([`wide`]);
+//!   together lead to so much of all addresses that they are one in effect (`wide`);
 //! * it holds an address that was named as the node's, or one that expires: whoever got that by DHCP or from a router's
 //!   advertisement on this node lives on it;
 //! * the kernel sends through it what goes to a peer that was named, such as the API server.
 //!
-//! From there the rule walks towards the hardware ([`layers`]): to the ports of a bond, team, bridge or Open vSwitch, to the link
+//! From there the rule walks towards the hardware (`layers`): to the ports of a bond, team, bridge or Open vSwitch, to the link
 //! below a VLAN, macvlan or tunnel, through a veth pair into the bridge behind it, to any depth.
 //!
 //! The invariant: more facts never protect less, and a [`Lifeline`] exists only where facts were read. There is no
