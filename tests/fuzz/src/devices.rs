@@ -72,9 +72,9 @@ fn sysfs(bytes: &[u8]) {
         for device in &found.unreadable {
             assert!(!device.device.chars().any(char::is_control), "{device:?}");
         }
-    }
-    if let Ok(interfaces) = sysfs.interfaces() {
-        assert!(interfaces.len() <= 1 + added, "{interfaces:?}");
+        if let Ok(interfaces) = sysfs.interfaces(&found.nics) {
+            assert!(interfaces.len() <= 1 + added, "{interfaces:?}");
+        }
     }
 }
 
