@@ -8,6 +8,7 @@ use std::path::Path;
 use std::{fs, io};
 
 mod cni_input;
+mod configuration;
 mod devices;
 mod leases;
 
@@ -24,6 +25,7 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
+    configuration::CONFIGURATION,
     devices::UEVENT,
     devices::SYSFS,
     cni_input::NETWORK,

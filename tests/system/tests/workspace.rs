@@ -49,7 +49,7 @@ fn each_crate_depends_only_on_those_below_it() {
         ("ehost-device", &["nic", "linux", "cni", "ledger", "kubelet-api"]),
         // The simulator has no private knowledge of the other programs, not even of their ledger.
         ("virtsim", &["nic", "located", "linux", "cni", "kubelet-api", "cluster"]),
-        ("fuzz", &["nic", "linux", "cni", "cluster", "ledger"]),
+        ("fuzz", &["nic", "config", "linux", "cni", "cluster", "ledger"]),
         ("vm", &["nic", "vm-guest"]),
         ("vm-guest", &[]),
         ("xtask", &["vm", "nic"]),
