@@ -9,8 +9,7 @@ use system_tests::{Node, assert_same, mac, machine, spare};
 const FIRST: &str = "0000:00:09.0";
 const SECOND: &str = "0000:00:0a.0";
 const SOON: Duration = Duration::from_secs(30);
-const LEFT: &str =
-    "find /var/lib/virtnet -name '*.json'; find /var/lib/cni/networks -name '10.*' 2>/dev/null || true";
+const LEFT: &str = "find /var/lib/virtnet/leases -name '*.json'; find /var/lib/cni/networks -name '10.*' 2>/dev/null || true";
 
 fn network(device: &str) -> String {
     let ipam = json!({"type": "host-local", "subnet": "10.56.217.0/24", "rangeStart": "10.56.217.10"});
