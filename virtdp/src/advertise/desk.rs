@@ -134,12 +134,12 @@ mod tests {
     use std::time::Duration;
 
     use config::Config;
-    use nic::{DeviceId, Health, Membership, Needs, Nic, Pool, Standing};
+    use nic::{Health, Membership, Needs, Pool, Standing};
     use tokio::time::sleep;
 
     use super::*;
     use crate::advertise::offers::{IN_FLIGHT_FOR, WITHDRAWN_FOR};
-    use crate::discover::{Seen, Survey};
+    use crate::discover::{Seen, Survey, sample};
 
     const BLINK: Duration = Duration::from_millis(100);
 
@@ -149,21 +149,9 @@ mod tests {
 
     fn node(devices: &[&str]) -> Sight {
         let seen = |device: &&str| {
-            let id: DeviceId = device.parse().unwrap();
-            let nic = Nic {
-                pci: id.pci(),
-                id,
-                bus_name: "virtio0".into(),
-                above: Vec::new(),
-                acpi_index: None,
-                driver: Some("virtio_net".into()),
-                hardware: None,
-                numa_node: None,
-                interfaces: Vec::new(),
-            };
             let membership = Membership { pool: Arc::new(pool()), needs: Needs::default(), also: Vec::new() };
             let standing = Standing::Offered(Health::Healthy);
-            Seen { nic, link: None, standing, membership: Some(membership), told: None }
+            Seen { nic: sample::nic(device), link: None, standing, membership: Some(membership), told: None }
         };
         let config = Arc::new(Config::of_pool(pool()));
         Sight::Clear(Arc::new(Survey {

@@ -4,17 +4,15 @@
 //! version knows that can name a PCI address, and is whole or absent.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
-use linux::files;
+use anyhow::Result;
 use nic::ResourceName;
 use serde::Serialize;
 
 use super::Extras;
 use super::grant::{DeviceNode, Grant};
+use super::published;
 
 /// How the names of our files begin, and of nobody else's.
 const PREFIX: &str = "virtnet-";
@@ -82,24 +80,11 @@ impl Cdi {
     /// The file cannot be written or removed.
     pub(crate) fn publish(&self, grants: &[Grant], extras: Extras) -> Result<()> {
         let name = self.file_name();
-        let path = self.folder.join(&name);
         let grants: Vec<&Grant> = grants.iter().filter(|grant| self.name(grant).is_some()).collect();
         if grants.is_empty() {
-            return match std::fs::remove_file(&path) {
-                Err(error) if !is_absent(&error) => Err(error).context(format!("remove {}", path.display())),
-                _ => Ok(()),
-            };
+            return published::remove(&self.folder.join(&name));
         }
-        let wanted = serde_json::to_vec(&self.document(&grants, extras))?;
-        if std::fs::read(&path).is_ok_and(|found| found == wanted) {
-            return Ok(());
-        }
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.folder)
-            .with_context(|| format!("make {}", self.folder.display()))?;
-        Ok(files::replace_unsynced(&self.folder, &name, &wanted, 0o644)?)
+        published::write(&self.folder, &name, &serde_json::to_vec(&self.document(&grants, extras))?)
     }
 
     fn file_name(&self) -> String {
@@ -145,29 +130,18 @@ impl From<DeviceNode> for Node {
 /// # Errors
 /// The folder cannot be listed, or a file not be removed.
 pub(crate) fn sweep(folder: &Path, resources: &[ResourceName]) -> Result<()> {
-    let listed = match std::fs::read_dir(folder) {
-        Err(error) if is_absent(&error) => return Ok(()),
-        listed => listed.with_context(|| format!("list {}", folder.display()))?,
-    };
     let keep: BTreeSet<String> = resources
         .iter()
         .filter_map(|resource| Cdi::new(folder, resource))
         .map(|cdi| cdi.file_name())
         .collect();
-    for entry in listed {
-        let entry = entry.with_context(|| format!("list {}", folder.display()))?;
-        let name = entry.file_name();
+    for name in published::names(folder)? {
         let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(".json"));
         if ours && !name.to_str().is_some_and(|name| keep.contains(name)) {
-            let path = entry.path();
-            std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            published::remove(&folder.join(name))?;
         }
     }
     Ok(())
-}
-
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]

@@ -4,18 +4,16 @@
 //! PCI function gets no file, as the specification has no type for it.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
-use linux::files::replace_unsynced;
+use anyhow::Result;
 use nic::{DeviceId, PciAddress, ResourceName};
 use serde::Serialize;
 use tracing::debug;
 
 use super::Extras;
 use super::grant::VHOST_NET;
+use super::published;
 use crate::advertise::Offer;
 
 const VERSION: &str = "1.1.0";
@@ -60,16 +58,7 @@ impl DeviceInfo {
         let pci = Pci { pci_address: pci.to_string(), vhost_net: extras.vhost_net.then_some(VHOST_NET) };
         let wanted = serde_json::to_vec(&Document { r#type: "pci", version: VERSION, pci })?;
         let name = self.file_name(&offer.id);
-        if std::fs::read(self.folder.join(&name)).is_ok_and(|found| found == wanted) {
-            return Ok(());
-        }
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&self.folder)
-            .with_context(|| format!("make {}", self.folder.display()))?;
-        // It is no secret, and not only root looks it up.
-        Ok(replace_unsynced(&self.folder, &name, &wanted, 0o644)?)
+        published::write(&self.folder, &name, &wanted)
     }
 
     /// Removes the files of this resource's devices that are not in the list any more.
@@ -77,21 +66,12 @@ impl DeviceInfo {
     /// # Errors
     /// The folder cannot be listed, or a file not be removed.
     pub(crate) fn forget_others(&self, list: &[Offer]) -> Result<()> {
-        let entries = match std::fs::read_dir(&self.folder) {
-            Err(error) if is_absent(&error) => return Ok(()),
-            listed => listed.with_context(|| format!("list {}", self.folder.display()))?,
-        };
         let keep: BTreeSet<String> = list.iter().map(|offer| self.file_name(&offer.id)).collect();
-        for entry in entries {
-            let entry = entry.with_context(|| format!("list {}", self.folder.display()))?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+        for name in published::names(&self.folder)? {
+            let Ok(name) = name.into_string() else { continue };
             if self.is_ours(&name) && !keep.contains(&name) {
-                match std::fs::remove_file(entry.path()) {
-                    Err(error) if !is_absent(&error) => {
-                        return Err(error).context(format!("remove {}", entry.path().display()));
-                    }
-                    _ => debug!(file = name, "removed the device-info file of a device that is gone"),
-                }
+                published::remove(&self.folder.join(&name))?;
+                debug!(file = name, "removed the device-info file of a device that is gone");
             }
         }
         Ok(())
@@ -115,10 +95,6 @@ impl DeviceInfo {
 /// The PCI function that a device is, and not only sits on.
 fn function(offer: &Offer) -> Option<PciAddress> {
     offer.pci.filter(|pci| DeviceId::from(*pci) == offer.id)
-}
-
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod cdi;
 pub(crate) mod checkpoint;
 mod device_info;
 mod grant;
+mod published;
 mod several;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -27,7 +27,7 @@ use self::changes::Changes;
 use self::read::Reader;
 use self::report::Report;
 #[cfg(test)]
-pub(crate) use self::survey::Lease;
+pub(crate) use self::survey::{Lease, sample};
 pub(crate) use self::survey::{Seen, Survey};
 use self::vital::Resolved;
 pub(crate) use self::vital::{Host, List};

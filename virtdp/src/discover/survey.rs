@@ -160,3 +160,23 @@ impl Seen {
         names.join(",")
     }
 }
+
+#[cfg(test)]
+pub(crate) mod sample {
+    use nic::Nic;
+
+    /// A virtio NIC whose interface is not to be seen.
+    pub(crate) fn nic(device: &str) -> Nic {
+        Nic {
+            id: device.parse().unwrap(),
+            pci: device.parse().ok(),
+            bus_name: "virtio0".into(),
+            above: Vec::new(),
+            acpi_index: None,
+            driver: Some("virtio_net".into()),
+            hardware: None,
+            numa_node: None,
+            interfaces: Vec::new(),
+        }
+    }
+}

@@ -83,24 +83,17 @@ mod tests {
     use nic::{Health, Interface, Nic, Standing};
 
     use super::*;
-    use crate::discover::{Lease, Seen};
+    use crate::discover::{Lease, Seen, sample};
 
     #[test]
     fn a_leased_nic_is_suspect_unless_its_interface_is_elsewhere() {
         let seen = |id: &str, interfaces: &[&str]| Seen {
             nic: Nic {
-                id: id.parse().unwrap(),
-                bus_name: "virtio0".into(),
-                above: Vec::new(),
-                acpi_index: None,
-                pci: None,
-                driver: None,
-                hardware: None,
-                numa_node: None,
                 interfaces: interfaces
                     .iter()
                     .map(|name| Interface { index: 3, name: name.parse().unwrap(), hardware: true })
                     .collect(),
+                ..sample::nic(id)
             },
             link: None,
             membership: None,

@@ -1,9 +1,9 @@
 use config::Config;
-use nic::{IfName, Nic, Skip, Unwanted};
+use nic::{IfName, Skip, Unwanted};
 use proptest::prelude::*;
 
 use super::*;
-use crate::discover::Lease;
+use crate::discover::{Lease, sample};
 
 const FIRST: &str = "0000:00:09.0";
 const SECOND: &str = "0000:00:0a.0";
@@ -13,20 +13,8 @@ fn id(text: &str) -> DeviceId {
 }
 
 fn seen(device: &str, standing: Standing) -> Seen {
-    let id = id(device);
-    let nic = Nic {
-        pci: id.pci(),
-        id,
-        bus_name: "virtio0".into(),
-        above: Vec::new(),
-        acpi_index: None,
-        driver: Some("virtio_net".into()),
-        hardware: None,
-        numa_node: None,
-        interfaces: Vec::new(),
-    };
     let membership = (!matches!(standing, Standing::Skipped(_))).then(|| membership(VIRT));
-    Seen { nic, link: None, standing, membership, told: None }
+    Seen { nic: sample::nic(device), link: None, standing, membership, told: None }
 }
 
 const VIRT: &str = "kernel.org/virt";

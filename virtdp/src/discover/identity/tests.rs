@@ -1,8 +1,8 @@
 use linux::Netns;
-use nic::{Link, MacAddr, Nic, Standing};
+use nic::{Link, MacAddr, Standing};
 
 use super::*;
-use crate::discover::Lease;
+use crate::discover::{Lease, sample};
 
 const NIC: &str = "0000:00:0a.0";
 const A: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0x0a]);
@@ -52,26 +52,18 @@ fn said(identities: &mut Identities, mac: MacAddr, leases: &[(&str, Option<MacAd
     let leases = leases.iter().map(|each| (NIC.parse().unwrap(), lease(each))).collect();
     let standing = Standing::Offered(Health::Healthy);
     let mut survey = Survey {
-        nics: vec![Seen { nic: nic(), link: Some(link(mac)), standing, membership: None, told: None }],
+        nics: vec![Seen {
+            nic: sample::nic(NIC),
+            link: Some(link(mac)),
+            standing,
+            membership: None,
+            told: None,
+        }],
         leases,
         ..Survey::default()
     };
     identities.check(&mut survey);
     survey.nics[0].standing.health().unwrap().to_string()
-}
-
-fn nic() -> Nic {
-    Nic {
-        id: NIC.parse().unwrap(),
-        pci: NIC.parse().ok(),
-        bus_name: "virtio0".into(),
-        above: Vec::new(),
-        acpi_index: None,
-        driver: Some("virtio_net".into()),
-        hardware: None,
-        numa_node: None,
-        interfaces: Vec::new(),
-    }
 }
 
 /// A link as the kernel shows it, with this MAC.
