@@ -33,7 +33,7 @@ use self::folder::{Folder, Identity};
 use self::names::Mark;
 use self::patience::{Backoff, Complaint};
 use self::service::Service;
-use self::session::Session;
+use self::session::{Lingering, Session};
 use crate::cli::Settings;
 use crate::observe::View;
 
@@ -147,7 +147,7 @@ async fn keep_registered(
     let (way, kubelet) = (settings.registration, &settings.kubelet);
     let mut folder = Folder::new(way.folder(kubelet), Mark::of(&resource));
     let mut backoff = Backoff::default();
-    let mut complaint = Complaint::default();
+    let mut past = Past::default();
     let mut number = 0_u32;
     loop {
         number = number.saturating_add(1);
@@ -157,18 +157,13 @@ async fn keep_registered(
         let kubelet_socket = way.kubelet_socket(kubelet);
         let before = kubelet_socket.as_deref().and_then(Identity::of);
         let since = Instant::now();
-        match registration(
-            way,
-            kubelet_socket.as_deref(),
-            service,
-            &mut folder,
-            &mut complaint,
-            number,
-            &stop,
-        )
-        .await
+        match registration(way, kubelet_socket.as_deref(), service, &mut folder, &mut past, number, &stop)
+            .await
         {
-            Ok(Ended::Stopped) => return,
+            Ok(Ended::Stopped) => {
+                past.close().await;
+                return;
+            }
             Ok(why) => {
                 metrics.ended(&resource, why);
                 info!(%resource, reason = %why, "the registration with the kubelet has ended, registering anew");
@@ -186,7 +181,7 @@ async fn keep_registered(
                     backoff.reset();
                 }
                 let text = trouble.to_string();
-                if complaint.is_due(&text, Instant::now()) {
+                if past.complaint.is_due(&text, Instant::now()) {
                     warn!(%resource, "{text}");
                 }
             }
@@ -194,18 +189,38 @@ async fn keep_registered(
         tokio::select! {
             () = tokio::time::sleep(backoff.next()) => {}
             () = folder.replaced(kubelet_socket.as_deref(), before) => backoff.reset(),
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {
+                past.close().await;
+                return;
+            }
         }
     }
 }
 
-/// One registration, from the first look at the kubelet's folder to its end.
+/// What registrations leave to the next one.
+#[derive(Default)]
+struct Past {
+    /// What was complained of last.
+    complaint: Complaint,
+    /// Connections of the last one, on which the kubelet may still call.
+    lingering: Option<Lingering>,
+}
+
+impl Past {
+    async fn close(&mut self) {
+        if let Some(lingering) = self.lingering.take() {
+            lingering.close().await;
+        }
+    }
+}
+
+/// One registration, from the first look at the kubelet's folder to its end. What lingers of the one before is closed once this one holds.
 async fn registration(
     way: Way,
     kubelet_socket: Option<&Path>,
     service: Service,
     folder: &mut Folder,
-    complaint: &mut Complaint,
+    past: &mut Past,
     number: u32,
     stop: &CancellationToken,
 ) -> Result<Ended, Trouble> {
@@ -232,8 +247,9 @@ async fn registration(
             Some(channel) => session.register(channel).await?,
             None => session.be_found().await?,
         }
-        complaint.forget();
+        past.complaint.forget();
         metrics.registered(&resource);
+        past.close().await;
         Ok(session.lasts().await)
     };
     let ended = tokio::select! {
@@ -242,6 +258,11 @@ async fn registration(
         () = stop.cancelled() => Ok(Ended::Stopped),
     };
     // The old stream must be closed before the next registration, or its end takes the new one with it.
-    session.end().await;
+    let open = session.end().await;
+    if open.is_some() {
+        // No more than one: a kubelet calls on the newest that it knows.
+        past.close().await;
+        past.lingering = open;
+    }
     ended
 }

@@ -200,26 +200,45 @@ impl Session {
         }
     }
 
-    /// Ends all streams, waits until the kubelet has hung up, closes what is open, and removes the socket.
+    /// Ends all streams, waits until the kubelet has hung up, and removes the socket.
     ///
-    /// No empty list is sent: to the kubelet that would mean that the devices are gone. Until it hangs up it may call, and each
-    /// call is for a pod that would fail without answer. A kubelet that has hung up has also dealt with the end of the stream: it
-    /// will not take what we register next for ended.
-    pub(crate) async fn end(mut self) {
+    /// No empty list is sent: to the kubelet that would mean that the devices are gone. A kubelet that has hung up has also dealt with
+    /// the end of the stream: it will not take what we register next for ended. One that has not may go on calling, and each call
+    /// is for a pod that would fail without answer: what is still open is given back, to be closed when it calls elsewhere.
+    pub(crate) async fn end(mut self) -> Option<Lingering> {
         self.service.leave();
         // One that hangs does not keep us.
-        let _ = timeout(HANGS_UP_WITHIN, self.connections.wait_for(|open| *open == 0)).await;
-        self.stop.cancel();
-        if !self.server.is_finished() {
-            match self.server.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(reason = causes(&error), "the server did not end in order"),
-                Err(error) => warn!(reason = %error, "the server did not end in order"),
-            }
-        }
+        let hung_up = timeout(HANGS_UP_WITHIN, self.connections.wait_for(|open| *open == 0)).await.is_ok();
         if self.socket.is_there() {
             // It may be gone in this moment; and what stays is cleared away at the next start.
             let _ = std::fs::remove_file(&self.socket.path);
+        }
+        let open = Lingering { stop: self.stop, server: self.server };
+        if !hung_up {
+            return Some(open);
+        }
+        open.close().await;
+        None
+    }
+}
+
+/// Connections of a registration that has ended, on which the kubelet may still call.
+pub(crate) struct Lingering {
+    stop: CancellationToken,
+    server: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Lingering {
+    /// Closes them.
+    pub(crate) async fn close(self) {
+        self.stop.cancel();
+        if self.server.is_finished() {
+            return;
+        }
+        match self.server.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(reason = causes(&error), "the server did not end in order"),
+            Err(error) => warn!(reason = %error, "the server did not end in order"),
         }
     }
 }
