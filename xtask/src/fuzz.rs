@@ -21,6 +21,10 @@ pub(crate) struct Options {
     /// How long each target runs, in seconds
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
+
+    /// Where the fuzzer's choices begin: the same number, from the same folder of inputs, makes the same choices
+    #[arg(long)]
+    seed: Option<u32>,
 }
 
 /// What makes libFuzzer see which code the bytes reach; the same as cargo-fuzz sets.
@@ -57,6 +61,7 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         }
         command.env("FUZZ_TARGET", target).env("RUST_BACKTRACE", "1").arg(corpus.join(target));
         command.arg(format!("-max_total_time={}", options.seconds));
+        command.args(options.seed.map(|seed| format!("-seed={seed}")));
         command.arg(format!("-timeout={LONGEST_RUN}"));
         command.arg(format!("-artifact_prefix={}/{target}-", findings.display()));
         let outcome = step.run_with(&mut command, |line| {

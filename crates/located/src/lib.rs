@@ -31,9 +31,9 @@ impl fmt::Display for Place {
     }
 }
 
-/// Something wrong with a file.
+/// Something wrong with a file. Whatever it quotes, it is told in one line that a log can hold.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-#[error("{place}: {what}")]
+#[error("{place}: {}", OneLine(what))]
 pub struct Fault {
     /// Where.
     pub place: Place,
@@ -46,5 +46,38 @@ impl Fault {
     #[must_use]
     pub fn of_file(file: impl Into<String>, what: impl Into<String>) -> Self {
         Fault { place: Place { file: file.into(), line: 0, column: 0 }, what: what.into() }
+    }
+}
+
+/// In characters. What people wrote fits; what a program made up need not be shown in full.
+const LONGEST: usize = 1000;
+
+/// Text without line breaks and other control characters, and not without end.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, char) in self.0.chars().enumerate() {
+            match char {
+                _ if number == LONGEST => return f.write_str("..."),
+                char if char.is_control() => write!(f, "{}", char.escape_debug())?,
+                char => write!(f, "{char}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_one_line_whatever_it_quotes() {
+        let said = |what: &str| Fault::of_file("pools.yaml", what).to_string();
+        assert_eq!(said("no key `a\n\u{1b}[31mb`"), "pools.yaml: no key `a\\n\\u{1b}[31mb`");
+        assert_eq!(said("äöü: \"b\""), "pools.yaml: äöü: \"b\"");
+        assert_eq!(said(&"x".repeat(LONGEST)), format!("pools.yaml: {}", "x".repeat(LONGEST)));
+        assert_eq!(said(&"x".repeat(LONGEST + 1)), format!("pools.yaml: {}...", "x".repeat(LONGEST)));
     }
 }
