@@ -22,6 +22,8 @@ pub(crate) const NO_ADDRESS: Code = Code(107);
 pub(crate) const LEDGER: Code = Code(108);
 /// 109: the device ID has gone to another NIC.
 pub(crate) const ANOTHER_NIC: Code = Code(109);
+/// 110: the kubelet did not give the device to the pod.
+pub(crate) const NOT_ALLOCATED: Code = Code(110);
 
 /// An error of the kernel or a file while doing `what`.
 pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(linux::Error) -> Error {

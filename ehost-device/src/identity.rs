@@ -60,7 +60,7 @@ impl<'a> Identity<'a> {
         let when = if known.boot_id == self.boot_id { "" } else { " until the last boot" };
         let message = format!("device {device} is another NIC than the one that was given by this ID");
         let details = format!(
-            "it was the NIC {}{when} and is {is} now; if that is right: virtdp accept {device}",
+            "{device} was the NIC {}{when} and is {is} now; if that is right: virtdp accept {device}",
             known.permanent_mac
         );
         Error::new(ANOTHER_NIC, message).with_details(details)
@@ -175,9 +175,12 @@ mod tests {
         for (boot_id, words) in [
             (
                 HERE,
-                "it was the NIC 52:54:00:00:00:0a and is 52:54:00:00:00:0b now; if that is right: virtdp accept 0000:00:0a.0",
+                "0000:00:0a.0 was the NIC 52:54:00:00:00:0a and is 52:54:00:00:00:0b now; if that is right: virtdp accept 0000:00:0a.0",
             ),
-            ("before", "it was the NIC 52:54:00:00:00:0a until the last boot and is 52:54:00:00:00:0b now"),
+            (
+                "before",
+                "0000:00:0a.0 was the NIC 52:54:00:00:00:0a until the last boot and is 52:54:00:00:00:0b now",
+            ),
         ] {
             let refused = judge(Some(&journal(A, boot_id)), None, &by_id, &nobody).unwrap_err();
             assert_eq!(refused.code, ANOTHER_NIC);

@@ -5,6 +5,7 @@
 //!
 //! <https://www.cni.dev/docs/spec/>
 
+mod allocation;
 mod check;
 mod code;
 mod config;

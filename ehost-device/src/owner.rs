@@ -1,11 +1,13 @@
 //! Whose a NIC is, and whether it may be taken.
 
-use cni::{Code, Error};
+use cni::plugin::Add;
+use cni::{Args, Code, Error};
 use ledger::{Lease, Node, Owner, Pod, Stage, Whereabouts};
 use linux::Netns;
 use nic::Link;
 
 use crate::code::{ALREADY_ATTACHED, LIFELINE};
+use crate::config::Insistence;
 
 /// What is to be done about a lease that stands in the way of an ADD.
 #[derive(Debug)]
@@ -44,41 +46,42 @@ pub(crate) fn judge(lease: &Lease, whereabouts: &Whereabouts, wanted: &Owner) ->
 ///
 /// # Errors
 /// Code 101 with the reason; 5 when routes cannot be read: then no NIC is safe to take.
-pub(crate) fn spare_the_lifeline(node: &mut Node, link: &Link, allowed: bool) -> Result<(), Error> {
+pub(crate) fn spare_the_lifeline(node: &mut Node, link: &Link, insistence: Insistence) -> Result<(), Error> {
     let lifeline = node.lifeline().map_err(|error| {
         let code = if matches!(error, linux::Error::Unsteady { .. }) { Code::TRY_AGAIN } else { Code::IO };
         Error::new(code, "find out what carries the node").caused_by(&error)
     })?;
     let Some(reason) = lifeline.reason(link.index) else { return Ok(()) };
-    if allowed {
-        eprintln!(
-            "ehost-device: WARNING: {} {reason}, and is moved all the same, because the configuration says allowLifeline",
-            link.name
-        );
-        return Ok(());
-    }
     let message = format!("{} carries the node itself and is never moved", link.name);
-    let details = format!(
-        "{} {reason}; \"allowLifeline\": true in the network configuration overrides this",
-        link.name
-    );
-    Err(Error::new(LIFELINE, message).with_details(details))
+    let details = format!("{} {reason}", link.name);
+    insistence.weigh(Error::new(LIFELINE, message).with_details(details))
 }
 
 /// The owner that an ADD speaks for.
-pub(crate) fn owner(add: &cni::plugin::Add, netns: &Netns) -> Owner {
-    let value = |key| add.environment.args.value(key).filter(|value| !value.is_empty()).map(str::to_owned);
-    let pod = match (value("K8S_POD_NAMESPACE"), value("K8S_POD_NAME")) {
-        (Some(namespace), Some(name)) => Some(Pod { namespace, name, uid: value("K8S_POD_UID") }),
-        _ => None,
-    };
-    Owner {
+///
+/// # Errors
+/// Code 4 when CNI_ARGS speak of a pod and do not name it: whose the NIC would be could not be found out.
+pub(crate) fn owner(add: &Add, netns: &Netns) -> Result<Owner, Error> {
+    Ok(Owner {
         container_id: add.container_id.as_str().to_owned(),
         if_name: add.if_name.clone(),
         netns: add.netns.clone(),
         netns_inode: Some(netns.identity().1),
         network: add.config.name().as_str().to_owned(),
-        pod,
+        pod: pod(&add.environment.args)?,
+    })
+}
+
+fn pod(args: &Args) -> Result<Option<Pod>, Error> {
+    let value = |key| args.value(key).filter(|value| !value.is_empty()).map(str::to_owned);
+    match (value("K8S_POD_NAMESPACE"), value("K8S_POD_NAME")) {
+        (Some(namespace), Some(name)) => Ok(Some(Pod { namespace, name, uid: value("K8S_POD_UID") })),
+        _ if args.pairs().any(|(key, _)| key.starts_with("K8S_POD_")) => {
+            let message =
+                "CNI_ARGS: K8S_POD_NAMESPACE and K8S_POD_NAME must both be there, or nothing of K8S_POD_*";
+            Err(Error::new(Code::INVALID_ENVIRONMENT, message))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -113,10 +116,25 @@ mod tests {
                 tx_queue_len: 1000,
                 up: false,
                 master: None,
+                channels: None,
+                rings: None,
                 addresses: Vec::new(),
             },
             owner: owner("one"),
             stage,
+        }
+    }
+
+    #[test]
+    fn a_pod_is_named_whole_or_not_at_all() {
+        let read = |args: &str| pod(&Args::new(args));
+        assert_eq!(read("IgnoreUnknown=1;X=K8S_POD_NAME").unwrap(), None);
+        let named = read("K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_UID=").unwrap().unwrap();
+        assert_eq!((named.namespace.as_str(), named.name.as_str(), named.uid), ("a", "b", None));
+        for half in
+            ["K8S_POD_NAMESPACE=a", "K8S_POD_NAME=b;K8S_POD_NAMESPACE=", "K8S_POD_UID=u", "K8S_POD_NAME="]
+        {
+            assert_eq!(read(half).unwrap_err().code, Code::INVALID_ENVIRONMENT, "{half}");
         }
     }
 

@@ -6,6 +6,7 @@ use cluster::{Label, NetworkAttachmentDefinition, Pod, Selection, selections};
 use cni::plugin::{Add, Del};
 use cni::runtime::{Attachment, Network};
 use cni::{Args, Code, Config, Error, Object};
+use kubelet_api::KubeletDir;
 use kubelet_api::blocking::allocated_devices;
 use kubelet_api::podresources::PodResources;
 use nic::ResourceName;
@@ -180,6 +181,13 @@ fn give_devices(settings: &Settings, pod: Option<&PodId>, steps: &mut [Step]) ->
         steps.iter().map(|step| Need { network: &step.network, resource: step.resource.as_ref() }).collect();
     let devices = assign(&needs, &given)?;
     for (step, device) in steps.iter_mut().zip(devices) {
+        // The delegate may want to see for itself, and where there is another kubelet only we were told.
+        if device.is_some()
+            && settings.kubelet() != KubeletDir::default()
+            && let Some(plugin) = plugins_of(&mut step.config).into_iter().next()
+        {
+            plugin.entry("kubeletDir").or_insert_with(|| json!(settings.kubelet().root()));
+        }
         step.device = device;
     }
     Ok(())

@@ -11,6 +11,9 @@ mod dir;
 #[cfg(feature = "server")]
 mod serve;
 
+#[cfg(feature = "testing")]
+pub mod testing;
+
 #[cfg(feature = "client")]
 pub use connect::{ConnectError, LOCALHOST, connect};
 pub use dir::KubeletDir;

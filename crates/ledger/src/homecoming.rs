@@ -11,7 +11,7 @@ use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::{Entry, Error, Home, Lease, Node, Stage, Step};
+use crate::{Entry, Error, Home, Lease, Node, Stage, Step, tuning};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -388,9 +388,9 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     Err(ReturnError::Unlike { device: lease.device.clone(), name: after.name, differences })
 }
 
-/// What the NIC had at home beside itself and has not now: addresses, and its place in a bridge or bond that is still there.
+/// What the NIC had at home beside its link and has not now: queues, addresses, and its place in a bridge or bond that is still there.
 fn missing(node: &mut Node, home: &Home, link: &Link) -> Result<Vec<String>, linux::Error> {
-    let mut words = Vec::new();
+    let mut words = tuning::differences(node, home, link)?;
     if !home.addresses.is_empty() {
         let now = node.routes.addresses()?;
         words.extend(
@@ -461,6 +461,7 @@ fn restore(
     {
         attempt(set(node, link.index, LinkChange { master: Some(master.index), ..LinkChange::default() }));
     }
+    tuning::restore(node, home, link.index)?.into_iter().for_each(|error| attempt(Err(error)));
     if home.up && !up {
         attempt(set(node, link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nic::{Address, DeviceId, IfName, Link, MacAddr};
+use nic::{Address, Channels, DeviceId, IfName, Link, MacAddr, Rings};
 use serde::{Deserialize, Serialize};
 
 /// A NIC that is, or is about to be, away from home.
@@ -50,6 +50,12 @@ pub struct Home {
     /// The bridge or bond that it was a port of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<IfName>,
+    /// How many queues it used, where its driver tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Channels>,
+    /// How long they were, where its driver tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rings: Option<Rings>,
     /// Its addresses but link-local ones, which the kernel makes itself, and those that expire, which whoever asked for
     /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -177,7 +183,8 @@ impl Lease {
 }
 
 impl Home {
-    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master.
+    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master. Queues and rings are not in
+    /// it.
     #[must_use]
     pub fn of(link: &Link, addresses: &[Address], master: Option<IfName>) -> Home {
         let link_local = |ip: IpAddr| match ip {
@@ -197,6 +204,8 @@ impl Home {
             tx_queue_len: link.tx_queue_len,
             up: link.up,
             master,
+            channels: None,
+            rings: None,
             addresses: mine.map(|a| HomeAddress { ip: a.ip, prefix_len: a.prefix_len }).collect(),
         }
     }

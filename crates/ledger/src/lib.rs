@@ -15,6 +15,7 @@ mod homecoming;
 mod identity;
 mod lease;
 mod node;
+mod tuning;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -10,6 +10,7 @@ pub mod files;
 mod netns;
 pub mod process;
 pub mod route;
+mod sysctl;
 mod sysfs;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -19,6 +20,7 @@ mod wire;
 pub use device::Devices;
 pub use error::{Error, Refusal, chain};
 pub use netns::Netns;
+pub use sysctl::{ParseSysctlError, Sysctl};
 pub use sysfs::{Found, Sysfs, Unreadable, VfioGroup};
 
 /// The kernel's random identity of this boot (`/proc/sys/kernel/random/boot_id`).

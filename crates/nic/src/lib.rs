@@ -14,6 +14,7 @@ mod pattern;
 mod pool;
 mod preference;
 mod selector;
+mod tuning;
 
 pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
 pub use device::{HardwareId, Interface, Nic};
@@ -25,3 +26,4 @@ pub use pattern::Pattern;
 pub use pool::{Membership, Pool, Pools, Unwanted};
 pub use preference::{COOL_DOWN, Candidate, Used, prefer};
 pub use selector::{AtHome, Demand, Metadata, Needs, Selector, Told, View};
+pub use tuning::{Channels, Rings, Tunable};

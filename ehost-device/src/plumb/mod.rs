@@ -1,7 +1,7 @@
 //! ADD: the NIC into the pod, with addresses, or nothing changed at all.
 //!
-//! 1. lock the device; see that it is the NIC that is known by its ID, whose it is, and that it does not carry the node; see that its
-//!    names are free in the pod;
+//! 1. see that the kubelet gave the device to the pod; lock it; see that it is the NIC that is known by its ID, whose it is, and that
+//!    it does not carry the node; see that its names are free in the pod;
 //! 2. write the lease: from here on every process that comes after us can undo what we do;
 //! 3. move and rename in one message; IPAM; addresses, routes;
 //! 4. note in the lease that it is complete.
@@ -20,6 +20,7 @@ use linux::Netns;
 use linux::route::{LinkChange, Socket};
 use nic::{DeviceId, IfName, Link};
 
+use crate::allocation;
 use crate::code::{self, DEVICE_NOT_FOUND, NAME_TAKEN, NOT_HOME};
 use crate::config::Settings;
 use crate::identity::Identity;
@@ -48,17 +49,19 @@ pub(crate) fn add(add: &Add) -> Result<Success, Error> {
     let mut pod = Pod::open(add)?;
     let mut node = Node::here().map_err(code::io("look at the node's network"))?;
     let ledger = &settings.surroundings.ledger;
+    let wanted = owner::owner(add, &pod.netns)?;
     let chosen = select::choose(&mut node, ledger, &settings.selector)?;
+    allocation::confirm(&settings, &node.devices, &chosen.id, &wanted)?;
     let entry = ledger.lock(&chosen.id, LOCK_PATIENCE).map_err(code::ledger)?;
 
-    let wanted = owner::owner(add, &pod.netns);
     let boot_id = node.boot_id.clone();
     let identity = Identity::read(ledger, &entry, &settings.selector, &wanted, &boot_id)?;
     // Before its lease is closed, which may be all that tells.
-    chosen.link.as_ref().map_or(Ok(()), |link| identity.confirm(link))?;
+    let confirm = |link: &Link| identity.confirm(link).or_else(|refusal| settings.another_nic.weigh(refusal));
+    chosen.link.as_ref().map_or(Ok(()), confirm)?;
     let (link, inherited) = clear(&mut node, &entry, &settings, &wanted)?;
-    identity.confirm(&link)?;
-    owner::spare_the_lifeline(&mut node, &link, settings.allow_lifeline)?;
+    confirm(&link)?;
+    owner::spare_the_lifeline(&mut node, &link, settings.lifeline)?;
     names_are_free(&mut pod, &link, &add.if_name)?;
     let lease = lease(&mut node, &entry, &link, inherited, wanted)?;
     entry.write(&lease).map_err(code::ledger)?;

@@ -50,6 +50,8 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
             tx_queue_len: link.tx_queue_len,
             up: false,
             master: None,
+            channels: None,
+            rings: None,
             addresses: Vec::new(),
         },
         owner: Owner {

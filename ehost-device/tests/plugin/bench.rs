@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use linux::Netns;
@@ -19,6 +19,10 @@ if [ "$CNI_COMMAND" = ADD ]; then
          "routes":[{"dst":"0.0.0.0/0"},{"dst":"10.56.217.0/24"},{"dst":"172.30.0.0/16","gw":"10.56.217.9"}],
          "dns":{"nameservers":["10.56.217.1"]}}'
 fi"#;
+
+/// Those of pod default/testpod1. A pod that insists on what only a network's author may insist on is not heard, in no test.
+const ARGS: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=testpod1;allowLifeline=true;\
+                    allowUnallocated=true;allowAnotherNic=true";
 
 pub(crate) struct Bench {
     pub(crate) node: Netns,
@@ -109,15 +113,21 @@ impl Bench {
         self.folder.path().join("state")
     }
 
+    pub(crate) fn kubelet(&self) -> PathBuf {
+        self.folder.path().join("kubelet")
+    }
+
     pub(crate) fn lease(&self) -> PathBuf {
         self.state().join("leases/link:eth1.json")
     }
 
-    /// A configuration for `eth1` with the IPAM plugin that answers, changed by `keys`; null removes a key.
+    /// A configuration for `eth1` with the IPAM plugin that answers, changed by `keys`; null removes a key. There is no kubelet,
+    /// unless a test starts one, and no device plugin offers `eth1`.
     pub(crate) fn config(&self, keys: Value) -> Value {
         let mut config = json!({
             "cniVersion": "1.1.0", "name": "virt-net1", "type": "ehost-device", "device": "eth1",
             "ipam": {"type": "answers"}, "stateDir": self.state(), "ipamTimeout": 20,
+            "kubeletDir": self.kubelet(), "allowUnallocated": true,
         });
         let object = config.as_object_mut().unwrap();
         for (key, value) in keys.as_object().unwrap() {
@@ -140,8 +150,19 @@ impl Bench {
     }
 
     pub(crate) fn run_raw(&self, verb: &str, container: &str, netns: &str, stdin: &[u8]) -> Answer {
-        let output =
-            self.node.run(|| spawn(verb, container, netns, &self.folder.path().join("bin"), stdin)).unwrap();
+        self.run_with(ARGS, verb, container, netns, stdin)
+    }
+
+    /// As [`Bench::run`], below a runtime that knows no pods.
+    pub(crate) fn run_without_pod(&self, verb: &str, config: &Value) -> Answer {
+        let netns = self.pod_path().display().to_string();
+        self.run_with("IgnoreUnknown=1", verb, "one", &netns, config.to_string().as_bytes())
+    }
+
+    fn run_with(&self, args: &str, verb: &str, container: &str, netns: &str, stdin: &[u8]) -> Answer {
+        let path = self.folder.path().join("bin");
+        let run = || start(args, verb, container, netns, &path, stdin).wait_with_output().unwrap();
+        let output = self.node.run(run).unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         Answer {
             ok: output.status.success(),
@@ -154,7 +175,7 @@ impl Bench {
     pub(crate) fn run_and_kill(&self, verb: &str, config: &Value, after: Duration) -> bool {
         let (netns, path) = (self.pod_path().display().to_string(), self.folder.path().join("bin"));
         let work = || {
-            let mut child = start(verb, "one", &netns, &path, config.to_string().as_bytes());
+            let mut child = start(ARGS, verb, "one", &netns, &path, config.to_string().as_bytes());
             let began = Instant::now();
             // Not a sleep: the instants are finer than the scheduler's, and nothing is waited for.
             while began.elapsed() < after {
@@ -223,19 +244,14 @@ pub(crate) fn ip(netns: &Netns, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn spawn(verb: &str, container: &str, netns: &str, path: &Path, stdin: &[u8]) -> Output {
-    start(verb, container, netns, path, stdin).wait_with_output().unwrap()
-}
-
-fn start(verb: &str, container: &str, netns: &str, path: &Path, stdin: &[u8]) -> Child {
+fn start(args: &str, verb: &str, container: &str, netns: &str, path: &Path, stdin: &[u8]) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ehost-device"))
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", container)
         .env("CNI_NETNS", netns)
         .env("CNI_IFNAME", "net1")
         .env("CNI_PATH", path)
-        // A pod that insists on the lifeline is not heard, in no test.
-        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=testpod1;allowLifeline=true")
+        .env("CNI_ARGS", args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::bench::{Bench, Kubelet, answer};
+use crate::bench::{Bench, answer, kubelet};
 
 #[test]
 fn a_pod_without_networks_gets_the_clusters_and_nobody_is_asked() {
@@ -26,8 +26,7 @@ fn a_pod_without_networks_gets_the_clusters_and_nobody_is_asked() {
 #[test]
 fn a_pod_gets_its_networks_in_order_each_with_its_device() {
     let bench = Bench::new();
-    let kubelet =
-        Kubelet::start(&bench, "kernel.org/virt", &[&["0000:00:0a.0"], &["virtio3", "0000:00:0a.0"]]);
+    let kubelet = kubelet(&bench, "kernel.org/virt", &[&["0000:00:0a.0"], &["virtio3", "0000:00:0a.0"]]);
     let nic = json!({"cniVersion": "1.0.0", "type": "nic", "capabilities": {"deviceID": true}});
     bench.define("apps/virt-net1", Some("kernel.org/virt"), &nic);
     let list =
@@ -44,10 +43,11 @@ fn a_pod_gets_its_networks_in_order_each_with_its_device() {
     assert_eq!(bench.api.asked(), 2);
     let calls: Vec<_> =
         bench.configs().into_iter().map(|(call, config)| format!("{call} {config}")).collect();
-    insta::assert_snapshot!(calls.join("\n"), @r#"
+    let calls = calls.join("\n").replace(&bench.file("kubelet").display().to_string(), "KUBELET");
+    insta::assert_snapshot!(calls, @r#"
     bridge ADD eth0 {"cniVersion":"1.1.0","name":"cluster","type":"bridge"}
-    nic ADD net1 {"capabilities":{"deviceID":true},"cniVersion":"1.0.0","deviceID":"0000:00:0a.0","name":"virt-net1","pciBusID":"0000:00:0a.0","runtimeConfig":{"deviceID":"0000:00:0a.0"},"type":"nic"}
-    nic ADD up0 {"cniVersion":"1.1.0","deviceID":"virtio3","name":"other","type":"nic"}
+    nic ADD net1 {"capabilities":{"deviceID":true},"cniVersion":"1.0.0","deviceID":"0000:00:0a.0","kubeletDir":"KUBELET","name":"virt-net1","pciBusID":"0000:00:0a.0","runtimeConfig":{"deviceID":"0000:00:0a.0"},"type":"nic"}
+    nic ADD up0 {"cniVersion":"1.1.0","deviceID":"virtio3","kubeletDir":"KUBELET","name":"other","type":"nic"}
     bridge ADD up0 {"cniVersion":"1.1.0","name":"other","prevResult":{"cniVersion":"1.1.0","interfaces":[{"mac":"52:54:00:00:00:01","mtu":1450,"name":"up0","sandbox":"/dev/null"}],"ips":[{"address":"10.0.3.2/24","gateway":"10.0.3.1","interface":0}],"routes":[{"dst":"0.0.0.0/0"}]},"type":"bridge"}
     "#);
     let record = bench.record().unwrap();
@@ -112,7 +112,7 @@ fn a_pod_gets_its_networks_in_order_each_with_its_device() {
 #[test]
 fn del_gives_each_delegate_what_add_gave_it() {
     let bench = Bench::new();
-    let _kubelet = Kubelet::start(&bench, "kernel.org/virt", &[&["0000:00:0a.0"]]);
+    let _kubelet = kubelet(&bench, "kernel.org/virt", &[&["0000:00:0a.0"]]);
     bench.define("apps/a", Some("kernel.org/virt"), &json!({"cniVersion": "1.0.0", "type": "nic"}));
     bench.add("a").unwrap();
     let added = bench.configs().pop().unwrap().1;
@@ -197,7 +197,7 @@ fn a_default_route_that_cannot_be_added_undoes_all() {
 #[test]
 fn what_a_networks_author_says_in_the_runtimes_name_is_not_passed_on() {
     let bench = Bench::new();
-    let _kubelet = Kubelet::start(&bench, "kernel.org/virt", &[&["0000:00:0a.0"]]);
+    let _kubelet = kubelet(&bench, "kernel.org/virt", &[&["0000:00:0a.0"]]);
     let forged = json!({"type": "nic", "deviceID": "0000:00:05.0", "pciBusID": "0000:00:05.0",
         "runtimeConfig": {"deviceID": "0000:00:05.0"}});
     bench.define("apps/a", Some("kernel.org/virt"), &forged);

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Kubelet, answer};
+use crate::bench::{Bench, answer, kubelet};
 
 /// An ADD that must fail before any delegate runs.
 fn refused(bench: &Bench, config: &Value) -> String {
@@ -123,7 +123,7 @@ fn devices_that_the_kubelet_does_not_tell_or_did_not_give() {
     let bench = Bench::new();
     bench.define("apps/a", Some("kernel.org/virt"), &json!({"type": "nic"}));
     insta::assert_snapshot!(annotated(&bench, "a"), @"the kubelet was asked at BENCH/kubelet/pod-resources/kubelet.sock which devices of kernel.org/virt pod apps/web-0 has, without success (code 11): the kubelet's pod resources service is not reachable: cannot connect to BENCH/kubelet/pod-resources/kubelet.sock: transport error: No such file or directory (os error 2): No such file or directory (os error 2)");
-    let kubelet = Kubelet::start(&bench, "kernel.org/virt", &[&["0000:00:0a.0"]]);
+    let kubelet = kubelet(&bench, "kernel.org/virt", &[&["0000:00:0a.0"]]);
     insta::assert_snapshot!(annotated(&bench, "a,a"), @"network apps/a needs a device of resource kernel.org/virt, and the kubelet gave the pod 1 only, which other networks have (code 100): a container of the pod must request as many of the resource as the pod has such networks");
     bench.define("apps/b", Some("kernel.org/other"), &json!({"type": "nic"}));
     insta::assert_snapshot!(annotated(&bench, "b"), @"network apps/b needs a device of resource kernel.org/other, and the kubelet gave the pod none (code 100): a container of the pod must request as many of the resource as the pod has such networks");

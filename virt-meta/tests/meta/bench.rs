@@ -11,10 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use kubelet_api::podresources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
-use kubelet_api::podresources::*;
-use kubelet_api::tonic::service::Routes;
-use kubelet_api::tonic::{Request, Response, Status};
+use kubelet_api::testing::{PodResourcesService, pod};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -282,100 +279,8 @@ fn serve(mut stream: TcpStream, objects: &Mutex<BTreeMap<String, String>>) {
         .unwrap();
 }
 
-/// The kubelet's pod resources service, with one pod, apps/web-0.
-pub(crate) struct Kubelet {
-    asked: Arc<AtomicUsize>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Lister {
-    pod: PodResources,
-    asked: Arc<AtomicUsize>,
-}
-
-#[kubelet_api::tonic::async_trait]
-impl PodResourcesLister for Lister {
-    async fn list(
-        &self,
-        _: Request<ListPodResourcesRequest>,
-    ) -> Result<Response<ListPodResourcesResponse>, Status> {
-        Err(Status::internal("Get is there"))
-    }
-
-    async fn get_allocatable_resources(
-        &self,
-        _: Request<AllocatableResourcesRequest>,
-    ) -> Result<Response<AllocatableResourcesResponse>, Status> {
-        Err(Status::internal("nobody needs this"))
-    }
-
-    async fn get(
-        &self,
-        request: Request<GetPodResourcesRequest>,
-    ) -> Result<Response<GetPodResourcesResponse>, Status> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let request = request.into_inner();
-        assert_eq!((request.pod_namespace.as_str(), request.pod_name.as_str()), ("apps", "web-0"));
-        Ok(Response::new(GetPodResourcesResponse { pod_resources: Some(self.pod.clone()) }))
-    }
-}
-
-impl Kubelet {
-    /// Serves on the bench's socket: the devices of `resource` that each container of the pod has.
-    pub(crate) fn start(bench: &Bench, resource: &str, containers: &[&[&str]]) -> Kubelet {
-        let container = |ids: &&[&str]| ContainerResources {
-            devices: vec![ContainerDevices {
-                resource_name: resource.to_owned(),
-                device_ids: ids.iter().map(ToString::to_string).collect(),
-                ..Default::default()
-            }],
-            ..Default::default()
-        };
-        let pod = PodResources {
-            name: "web-0".into(),
-            namespace: "apps".into(),
-            containers: containers.iter().map(container).collect(),
-            ..Default::default()
-        };
-        let asked: Arc<AtomicUsize> = Arc::default();
-        let lister = Lister { pod, asked: asked.clone() };
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let socket = bench.file("kubelet/pod-resources/kubelet.sock");
-        let thread = thread::spawn(move || run(&socket, lister, stopped, &ready));
-        is_ready.recv().unwrap();
-        Kubelet { asked, stop: Some(stop), thread: Some(thread) }
-    }
-
-    pub(crate) fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
-    }
-}
-
-fn run(
-    socket: &Path,
-    lister: Lister,
-    stopped: tokio::sync::oneshot::Receiver<()>,
-    ready: &std::sync::mpsc::Sender<()>,
-) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let listener = kubelet_api::bind(socket).unwrap();
-        ready.send(()).unwrap();
-        let routes = Routes::new(PodResourcesListerServer::new(lister));
-        let stop = async {
-            let _ = stopped.await;
-        };
-        kubelet_api::serve(listener, routes, stop).await.unwrap();
-    });
-}
-
-impl Drop for Kubelet {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+/// The kubelet's pod resources service with one pod, apps/web-0: the devices of `resource` that each of its containers has.
+pub(crate) fn kubelet(bench: &Bench, resource: &str, containers: &[&[&str]]) -> PodResourcesService {
+    let socket = bench.file("kubelet/pod-resources/kubelet.sock");
+    PodResourcesService::start(&socket, vec![pod("apps", "web-0", resource, containers)])
 }

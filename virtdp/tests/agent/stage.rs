@@ -190,6 +190,8 @@ impl Stage {
                 tx_queue_len: 1000,
                 up: false,
                 master: None,
+                channels: None,
+                rings: None,
                 addresses: Vec::new(),
             },
             owner: ledger::Owner {

@@ -28,6 +28,7 @@ const IFLA_PARENT_DEV_NAME: u16 = 56;
 const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
 /// RTEXT_FILTER_SKIP_STATS: statistics are most of a link's message, and we read none.
 const SKIP_STATS: u32 = 1 << 3;
 
@@ -169,6 +170,22 @@ impl Socket {
         });
         let verb = if kind == RTM_NEWLINKPROP { "add" } else { "remove" };
         self.call(|| format!("{verb} alternative names {names:?} of link {index}"), request)
+    }
+
+    /// Makes a VLAN of this tag upon a link, down.
+    ///
+    /// # Errors
+    /// EEXIST where a link has the name, or the link below a VLAN of this tag; EOPNOTSUPP where the kernel has no 8021q.
+    pub fn add_vlan(&mut self, lower: u32, name: &IfName, tag: u16) -> Result<(), Error> {
+        let mut request = Request::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body(0, 0, 0));
+        let attributes = request.attributes();
+        attributes.put_text(IFLA_IFNAME, name.as_str());
+        attributes.put_u32(IFLA_LINK, lower);
+        attributes.nest(IFLA_LINKINFO, |info| {
+            info.put_text(IFLA_INFO_KIND, "vlan");
+            info.nest(IFLA_INFO_DATA, |data| data.put(IFLA_VLAN_ID, &tag.to_ne_bytes()));
+        });
+        self.call(|| format!("add VLAN {tag} named {name} to link {lower}"), request)
     }
 
     /// Deletes a virtual link.

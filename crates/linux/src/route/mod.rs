@@ -11,6 +11,7 @@ mod link;
 mod monitor;
 mod socket;
 mod table;
+mod tuning;
 
 pub use address::DuplicateDetection;
 pub use lifeline::{Look, Vital};

@@ -1,0 +1,125 @@
+//! Queues and rings of an interface: ethtool's ioctl, which any socket takes, for its own network namespace.
+//!
+//! Source: include/uapi/linux/ethtool.h, net/ethtool/ioctl.c.
+
+use std::ffi::c_void;
+
+use nic::{Channels, IfName, Rings, Tunable};
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+
+use super::Socket;
+use crate::Error;
+
+const SIOCETHTOOL: Opcode = 0x8946;
+const ETHTOOL_GRINGPARAM: u32 = 0x10;
+const ETHTOOL_SRINGPARAM: u32 = 0x11;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_SCHANNELS: u32 = 0x3d;
+
+impl Socket {
+    /// The queues of an interface; `None` where its driver does not tell.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason: there is no such interface.
+    pub fn channels(&mut self, name: &IfName) -> Result<Option<Tunable<Channels>>, Error> {
+        self.tuning("queues", name, ETHTOOL_GCHANNELS)
+    }
+
+    /// Sets how many queues an interface uses.
+    ///
+    /// # Errors
+    /// The kernel refuses: EINVAL above what the driver allows, EOPNOTSUPP where it allows nothing.
+    pub fn set_channels(&mut self, name: &IfName, channels: Channels) -> Result<(), Error> {
+        self.tune("queues", name, ETHTOOL_SCHANNELS, channels.into())
+    }
+
+    /// The rings of an interface; `None` where its driver does not tell.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason: there is no such interface.
+    pub fn rings(&mut self, name: &IfName) -> Result<Option<Tunable<Rings>>, Error> {
+        self.tuning("rings", name, ETHTOOL_GRINGPARAM)
+    }
+
+    /// Sets how long the rings of an interface are.
+    ///
+    /// # Errors
+    /// The kernel refuses: EINVAL above what the driver allows, EOPNOTSUPP where it allows nothing.
+    pub fn set_rings(&mut self, name: &IfName, rings: Rings) -> Result<(), Error> {
+        self.tune("rings", name, ETHTOOL_SRINGPARAM, rings.into())
+    }
+
+    fn tuning<T: From<[u32; 4]>>(
+        &mut self,
+        what: &str,
+        name: &IfName,
+        command: u32,
+    ) -> Result<Option<Tunable<T>>, Error> {
+        let mut parameters = [command, 0, 0, 0, 0, 0, 0, 0, 0];
+        match self.ethtool(name, &mut parameters) {
+            Ok(()) => {
+                let [_, a, b, c, d, e, f, g, h] = parameters;
+                Ok(Some(Tunable { most: [a, b, c, d].into(), now: [e, f, g, h].into() }))
+            }
+            Err(Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => {
+                Err(Error::Transport { what: format!("read the {what} of {name}"), source: errno.into() })
+            }
+        }
+    }
+
+    fn tune(&mut self, what: &str, name: &IfName, command: u32, now: [u32; 4]) -> Result<(), Error> {
+        let [e, f, g, h] = now;
+        // The limits are the driver's and not read.
+        self.ethtool(name, &mut [command, 0, 0, 0, 0, e, f, g, h]).map_err(|errno| Error::Transport {
+            what: format!("set the {what} of {name}"),
+            source: errno.into(),
+        })
+    }
+
+    /// One call with a command, four limits and four values: `struct ethtool_channels`, `struct ethtool_ringparam`.
+    fn ethtool(&mut self, name: &IfName, parameters: &mut [u32; 9]) -> rustix::io::Result<()> {
+        let mut request = Request { name: [0; 16], data: parameters, rest: [0; 16] };
+        // An interface's name has 15 bytes at most, so a NUL stays.
+        for (to, from) in request.name.iter_mut().zip(name.as_str().bytes()) {
+            *to = from;
+        }
+        // SAFETY: SIOCETHTOOL takes a `struct ifreq`, which `Request` is, whose `ifr_data` leads to the parameters of the command; they
+        // are as long as these commands' structures, initialised, and outlive the call.
+        #[allow(unsafe_code)]
+        unsafe {
+            ioctl(&*self, Ethtool(&mut request))
+        }
+    }
+}
+
+/// `struct ifreq` of netdevice(7) with `ifr_data`; its union has 24 bytes where a pointer has eight.
+#[repr(C)]
+struct Request {
+    name: [u8; 16],
+    data: *mut [u32; 9],
+    rest: [u8; 16],
+}
+
+struct Ethtool<'a>(&'a mut Request);
+
+// SAFETY: SIOCETHTOOL reads a `struct ifreq` at the pointer and writes where its `ifr_data` leads to, which both live.
+#[allow(unsafe_code)]
+unsafe impl Ioctl for Ethtool<'_> {
+    type Output = ();
+
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        SIOCETHTOOL
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::from_mut(self.0).cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! The settings of one interface that are files below `/proc/sys/net`. They end when it is moved to another network namespace.
+//!
+//! Source: Documentation/networking/ip-sysctl.rst.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use nic::IfName;
+
+use crate::{Error, Netns};
+
+/// A setting that each interface has for itself, written as `net.ipv4.conf.IFNAME.rp_filter`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sysctl {
+    family: &'static str,
+    table: &'static str,
+    name: String,
+}
+
+/// A text that is no [`Sysctl`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it is not net.ipv4, net.ipv6, then conf or neigh, then IFNAME, then a name of small letters, digits and _"
+)]
+pub struct ParseSysctlError;
+
+impl FromStr for Sysctl {
+    type Err = ParseSysctlError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split('.').collect();
+        let ["net", family, table, "IFNAME", name] = parts.as_slice() else { return Err(ParseSysctlError) };
+        let one_of = |known: [&'static str; 2], found: &str| known.into_iter().find(|known| *known == found);
+        let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        match (one_of(["ipv4", "ipv6"], family), one_of(["conf", "neigh"], table)) {
+            (Some(family), Some(table)) if !name.is_empty() && name.bytes().all(good) => {
+                Ok(Sysctl { family, table, name: (*name).to_owned() })
+            }
+            _ => Err(ParseSysctlError),
+        }
+    }
+}
+
+impl fmt::Display for Sysctl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "net.{}.{}.IFNAME.{}", self.family, self.table, self.name)
+    }
+}
+
+impl Sysctl {
+    /// `net.ipv6.conf.IFNAME.disable_ipv6`: runtimes switch IPv6 off in network namespaces of IPv4 clusters.
+    #[must_use]
+    pub fn disable_ipv6() -> Sysctl {
+        Sysctl { family: "ipv6", table: "conf", name: "disable_ipv6".to_owned() }
+    }
+
+    fn path(&self, interface: &IfName) -> PathBuf {
+        // Each is one plain component: neither can hold a slash.
+        ["/proc/sys/net", self.family, self.table, interface.as_str(), &self.name].iter().collect()
+    }
+}
+
+impl Netns {
+    /// Sets a sysctl of an interface in this namespace.
+    ///
+    /// # Errors
+    /// [`Error::File`]: there is none of that name, the kernel refuses the value, `/proc/sys` is read-only.
+    pub fn set_sysctl(&self, sysctl: &Sysctl, interface: &IfName, value: &str) -> Result<(), Error> {
+        let path = sysctl.path(interface);
+        self.run(|| std::fs::write(&path, value))?.map_err(|source| Error::File {
+            step: "write",
+            path: path.clone(),
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_settings_of_one_interface_are_known() {
+        for text in ["net.ipv4.conf.IFNAME.rp_filter", "net.ipv6.neigh.IFNAME.gc_stale_time"] {
+            assert_eq!(text.parse::<Sysctl>().unwrap().to_string(), text);
+        }
+        let sysctl: Sysctl = "net.ipv4.conf.IFNAME.rp_filter".parse().unwrap();
+        let path = sysctl.path(&"net1.5".parse().unwrap());
+        assert_eq!(path.to_str(), Some("/proc/sys/net/ipv4/conf/net1.5/rp_filter"));
+        for text in [
+            "",
+            "net.ipv4.ip_forward",
+            "net.ipv4.conf.all.rp_filter",
+            "net.ipv4.conf.eth0.rp_filter",
+            "net.ipv4.conf.IFNAME.",
+            "net.ipv4.conf.IFNAME.a.b",
+            "net.ipv4.conf.IFNAME.../all/rp_filter",
+            "net.ipv4.conf.IFNAME.a/b",
+            "net.core.conf.IFNAME.x",
+            "kernel.panic",
+            "net/ipv4/conf/IFNAME/rp_filter",
+        ] {
+            assert_eq!(text.parse::<Sysctl>(), Err(ParseSysctlError), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_sysctl_is_set_in_its_namespace_and_no_other() {
+        let (one, other) = (Netns::create().unwrap(), Netns::create().unwrap());
+        let sysctl: Sysctl = "net.ipv4.conf.IFNAME.arp_notify".parse().unwrap();
+        let lo = "lo".parse().unwrap();
+        one.set_sysctl(&sysctl, &lo, "1").unwrap();
+        let read = || std::fs::read_to_string(sysctl.path(&lo)).unwrap();
+        assert_eq!((one.run(read).unwrap().trim(), other.run(read).unwrap().trim()), ("1", "0"));
+        let refused = one.set_sysctl(&sysctl, &lo, "many").unwrap_err();
+        assert!(refused.to_string().contains("arp_notify"), "{refused}");
+        let absent: Sysctl = "net.ipv4.conf.IFNAME.no_such_setting".parse().unwrap();
+        assert!(one.set_sysctl(&absent, &lo, "1").unwrap_err().is_absent());
+    }
+}
