@@ -9,12 +9,13 @@ use nic::Link;
 
 use crate::code::{self, CHECK_FAILED};
 use crate::config::Surroundings;
+use crate::log::Steps;
 
 /// Compares the pod with `prevResult`.
 ///
 /// # Errors
 /// Code 106 with everything that is missing or different; 7 without `prevResult`.
-pub(crate) fn check(check: &Check) -> Result<(), Error> {
+pub(crate) fn check(check: &Check, steps: &mut Steps) -> Result<(), Error> {
     let surroundings = Surroundings::read(&check.config)?;
     let Some(previous) = check.config.prev_result()? else {
         return Err(Error::new(
@@ -22,7 +23,9 @@ pub(crate) fn check(check: &Check) -> Result<(), Error> {
             "CHECK needs prevResult, and the configuration has none",
         ));
     };
+    steps.begin("ipam");
     surroundings.plugins(&check.environment.path).ipam_check(&check.config, &check.environment)?;
+    steps.begin("compare");
     let netns = Netns::open(&check.netns).map_err(|error| Error::from_chain(Code::INVALID_NETNS, &error))?;
     let mut pod = netns.route_socket().map_err(code::io("enter the pod"))?;
     let mut faults = lease_faults(&surroundings, check)?;

@@ -10,6 +10,7 @@ mod check;
 mod code;
 mod config;
 mod identity;
+mod log;
 mod owner;
 mod plumb;
 mod release;
@@ -21,6 +22,8 @@ use std::process::ExitCode;
 use cni::plugin::{About, Add, Check, Del, Gc, Plugin, Status};
 use cni::{Error, Success};
 
+use crate::log::logged;
+
 fn main() -> ExitCode {
     cni::plugin::main(&EhostDevice, &About::new("ehost-device", env!("CARGO_PKG_VERSION")))
 }
@@ -29,22 +32,22 @@ struct EhostDevice;
 
 impl Plugin for EhostDevice {
     fn add(&self, add: &Add) -> Result<Success, Error> {
-        plumb::add(add)
+        logged(&add.config, &add.environment, |steps| plumb::add(add, steps))
     }
 
     fn del(&self, del: &Del) -> Result<(), Error> {
-        release::del(del)
+        logged(&del.config, &del.environment, |steps| release::del(del, steps))
     }
 
     fn check(&self, check: &Check) -> Result<(), Error> {
-        check::check(check)
+        logged(&check.config, &check.environment, |steps| check::check(check, steps))
     }
 
     fn gc(&self, gc: &Gc) -> Result<(), Error> {
-        release::gc(gc)
+        logged(&gc.config, &gc.environment, |steps| release::gc(gc, steps))
     }
 
     fn status(&self, status: &Status) -> Result<(), Error> {
-        status::status(status)
+        logged(&status.config, &status.environment, |steps| status::status(status, steps))
     }
 }

@@ -5,12 +5,13 @@ use cni::{Code, Error};
 use ledger::Node;
 
 use crate::config::Surroundings;
+use crate::log::Steps;
 
 /// Looks at what every ADD needs: the kernel's answers, a ledger that can be written, and IPAM.
 ///
 /// # Errors
 /// Code 50 with the reason; IPAM's own.
-pub(crate) fn status(status: &Status) -> Result<(), Error> {
+pub(crate) fn status(status: &Status, steps: &mut Steps) -> Result<(), Error> {
     let surroundings = Surroundings::read(&status.config)?;
     Node::here()
         .and_then(|mut node| node.routes.links())
@@ -19,6 +20,7 @@ pub(crate) fn status(status: &Status) -> Result<(), Error> {
         .ledger
         .probe()
         .map_err(|error| unavailable("no lease could be written, so no NIC can be handed out", &error))?;
+    steps.begin("ipam");
     surroundings.plugins(&status.environment.path).ipam_status(&status.config, &status.environment)
 }
 

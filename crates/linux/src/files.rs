@@ -62,6 +62,24 @@ fn beside(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<tempfile::N
     Ok(file)
 }
 
+/// Appends to a file, in one write, so that lines of several processes stay whole. A file that is absent is made, for its owner only
+/// (0600). Nothing is waited for: not for the disk, and not for the reader of a pipe.
+///
+/// # Errors
+/// [`Error::File`]: it cannot be opened, or not all was written.
+pub fn append(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    use rustix::fs::{Mode, OFlags};
+    let failed = |step, source| Error::File { step, path: path.to_owned(), source };
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| failed("open", errno.into()))?;
+    match rustix::io::write(&file, bytes) {
+        Ok(written) if written == bytes.len() => Ok(()),
+        Ok(_) => Err(failed("write all of a line to", io::ErrorKind::WriteZero.into())),
+        Err(errno) => Err(failed("write", errno.into())),
+    }
+}
+
 /// Makes a folder, and those above it that are absent, for their owner only (0700). A folder that is there stays as it
 /// is. When this returns the new folders survive a loss of power, as the files that are written into them should.
 ///
@@ -180,6 +198,22 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(remove_durably(folder.path(), "lease").unwrap());
         assert!(!remove_durably(folder.path(), "lease").unwrap());
+    }
+
+    #[test]
+    fn lines_are_appended_and_what_cannot_take_them_is_an_error() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        append(&path, b"one\n").unwrap();
+        append(&path, b"two\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let pipe = folder.path().join("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for bad in [folder.path(), &folder.path().join("absent/log"), Path::new("/dev/full"), &pipe] {
+            assert!(matches!(append(bad, b"x\n"), Err(Error::File { .. })), "{}", bad.display());
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ use ledger::Ledger;
 use nic::MacAddr;
 use serde::Deserialize;
 
+use crate::log::Sink;
+
 pub(crate) use insistence::Insistence;
 pub(crate) use selector::{Selector, selector};
 
@@ -50,6 +52,7 @@ pub(crate) struct Surroundings {
 
 impl Settings {
     pub(crate) fn read(config: &Config) -> Result<Settings, Error> {
+        Sink::read(config)?;
         let mac = match runtime_text(config, "mac") {
             Some(mac) => Some(mac),
             None => text(config, "mac")?,
@@ -111,7 +114,7 @@ fn runtime_text<'a>(config: &'a Config, capability: &str) -> Option<&'a str> {
 }
 
 /// A text; Go programs write what is not set as an empty one.
-fn text<'a>(config: &'a Config, name: &str) -> Result<Option<&'a str>, Error> {
+pub(crate) fn text<'a>(config: &'a Config, name: &str) -> Result<Option<&'a str>, Error> {
     key::<&str>(config, name, "a string").map(|text| text.filter(|text| !text.is_empty()))
 }
 
@@ -143,7 +146,7 @@ fn unicast(key: &str, text: &str) -> Result<MacAddr, Error> {
     }
 }
 
-fn wrong(message: impl Into<String>) -> Error {
+pub(crate) fn wrong(message: impl Into<String>) -> Error {
     Error::new(Code::INVALID_CONFIG, message)
 }
 

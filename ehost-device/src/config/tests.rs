@@ -12,7 +12,7 @@ fn device(id: &str) -> Selector {
 }
 
 /// Every key that is ours or goes to the IPAM plugin.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "cniVersion",
     "name",
     "type",
@@ -26,6 +26,7 @@ const KEYS: [&str; 21] = [
     "kernelpath",
     "mac",
     "mtu",
+    "log",
     "dns",
     "ipamTimeout",
     "allowLifeline",
@@ -137,6 +138,7 @@ fn bad_configurations_are_refused_in_words() {
         json!({"device": "eth1", "allowUnallocated": 1}),
         json!({"device": "eth1", "allowAnotherNic": "true"}),
         json!({"device": "eth1", "kubeletDir": "kubelet"}),
+        json!({"device": "eth1", "log": "journal"}),
     ]
     .into_iter()
     .map(refused)
@@ -160,5 +162,6 @@ fn bad_configurations_are_refused_in_words() {
     allowUnallocated is not true or false
     allowAnotherNic is not true or false
     kubeletDir "kubelet" is not an absolute path
+    log "journal" is neither stderr nor an absolute path
     "#);
 }

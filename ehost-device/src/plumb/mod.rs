@@ -9,23 +9,25 @@
 //! Whatever fails in 3 or 4 is undone in reverse order, and the first cause is what the runtime hears.
 
 mod network;
+mod transaction;
 
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cni::plugin::Add;
-use cni::{Code, Error, Interface, Success};
-use ledger::{Entry, Home, Homecoming, Lease, Node, Owner, Stage, Step};
+use cni::{Code, Error, Success};
+use ledger::{Entry, Home, Homecoming, Lease, Node, Owner, Stage};
 use linux::Netns;
-use linux::route::{LinkChange, Socket};
+use linux::route::Socket;
 use nic::{DeviceId, IfName, Link};
 
 use crate::allocation;
-use crate::code::{self, DEVICE_NOT_FOUND, NAME_TAKEN, NOT_HOME};
+use crate::code::{self, DEVICE_NOT_FOUND, NAME_TAKEN};
 use crate::config::Settings;
 use crate::identity::Identity;
+use crate::log::Steps;
 use crate::owner::{self, Standing};
 use crate::select::{self, Chosen};
+use transaction::Transaction;
 
 /// How long another process may hold the device: less than a runtime's patience, since it can try again.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -42,7 +44,7 @@ struct Pod {
 ///
 /// # Errors
 /// Everything is as it was before, or the error's details say what is not.
-pub(crate) fn add(add: &Add) -> Result<Success, Error> {
+pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     let settings = Settings::read(&add.config)?;
     // Read before anything is changed: what cannot be passed on is an error now, not later.
     let previous = add.config.prev_result()?.unwrap_or_default();
@@ -51,10 +53,14 @@ pub(crate) fn add(add: &Add) -> Result<Success, Error> {
     let ledger = &settings.surroundings.ledger;
     let wanted = owner::owner(add, &pod.netns)?;
     let chosen = select::choose(&mut node, ledger, &settings.selector)?;
+    steps.device = Some(chosen.id.clone());
+    steps.begin("allocation");
     allocation::confirm(&settings, &node.devices, &chosen.id, &wanted)?;
+    steps.begin("lock");
     let entry = ledger.lock(&chosen.id, LOCK_PATIENCE).map_err(code::ledger)?;
 
     let boot_id = node.boot_id.clone();
+    steps.begin("judge");
     let identity = Identity::read(ledger, &entry, &settings.selector, &wanted, &boot_id)?;
     // Before its lease is closed, which may be all that tells.
     let confirm = |link: &Link| identity.confirm(link).or_else(|refusal| settings.another_nic.weigh(refusal));
@@ -64,13 +70,16 @@ pub(crate) fn add(add: &Add) -> Result<Success, Error> {
     owner::spare_the_lifeline(&mut node, &link, settings.lifeline)?;
     names_are_free(&mut pod, &link, &add.if_name)?;
     let lease = lease(&mut node, &entry, &link, inherited, wanted)?;
+    steps.begin("lease");
     entry.write(&lease).map_err(code::ledger)?;
 
-    let mut addressed = false;
-    let attempt = attach(&mut node, &mut pod, &entry, &lease, &settings, add, &mut addressed);
-    match attempt {
+    let mut transaction = Transaction::new(&mut node, &mut pod, &entry, &lease, &settings, add);
+    match transaction.attach(steps) {
         Ok(success) => Ok(merge(previous, success, &settings)),
-        Err(error) => Err(undo(&mut node, &entry, &lease, &settings, add, addressed, error)),
+        Err(error) => {
+            steps.begin("undo");
+            Err(transaction.undo(error))
+        }
     }
 }
 
@@ -199,109 +208,6 @@ fn lease(
         owner,
         stage: Stage::Prepared,
     })
-}
-
-/// Everything that has to be undone if it fails. `addressed` becomes true when IPAM has given out addresses.
-fn attach(
-    node: &mut Node,
-    pod: &mut Pod,
-    entry: &Entry<'_>,
-    lease: &Lease,
-    settings: &Settings,
-    add: &Add,
-    addressed: &mut bool,
-) -> Result<Success, Error> {
-    let moved = hand_over(node, pod, lease, settings, add)?;
-    let plugins = settings.surroundings.plugins(&add.environment.path);
-    let ipam = plugins.ipam_add(&add.config, &add.environment)?;
-    *addressed = ipam.is_some();
-    let ipam = match ipam {
-        Some(ipam) if ipam.ips.is_empty() => {
-            return Err(Error::new(code::NO_ADDRESS, "the IPAM plugin gave no address"));
-        }
-        ipam => ipam.unwrap_or_default(),
-    };
-    network::configure(pod, &moved, &ipam)?;
-    let seen = pod
-        .routes
-        .link_by_index(moved.index)
-        .map_err(code::io("read the interface back"))?
-        .ok_or_else(|| Error::new(DEVICE_NOT_FOUND, format!("{} vanished from the pod", moved.name)))?;
-    entry.write(&lease.clone().after(Step::Plumb { index: seen.index })).map_err(code::ledger)?;
-    let interface = Interface {
-        name: seen.name.to_string(),
-        mac: seen.mac.map(|mac| mac.to_string()),
-        mtu: Some(seen.mtu),
-        sandbox: Some(add.netns.display().to_string()),
-        socket_path: None,
-        pci_id: lease.device.pci().map(|pci| pci.to_string()),
-    };
-    let ips = ipam.ips.into_iter().map(|ip| cni::Ip { interface: Some(0), ..ip }).collect();
-    Ok(Success { interfaces: vec![interface], ips, routes: ipam.routes, dns: ipam.dns })
-}
-
-/// Moves and renames the NIC in one message, and finds it in the pod.
-fn hand_over(
-    node: &mut Node,
-    pod: &mut Pod,
-    lease: &Lease,
-    settings: &Settings,
-    add: &Add,
-) -> Result<Link, Error> {
-    let from = &lease.home.name;
-    let what = || format!("move {from} to the pod as {}", add.if_name);
-    let index = lease.home.index;
-    let current = node
-        .routes
-        .link_by_index(index)
-        .map_err(code::io(what()))?
-        .ok_or_else(|| no_interface(node, &lease.device))?;
-    // It may bear the wanted name already, as an alternative one: then the kernel would not rename it.
-    if current.alt_names.iter().any(|name| name == add.if_name.as_str()) {
-        node.routes.remove_alt_names(index, &[add.if_name.to_string()]).map_err(code::io(what()))?;
-    }
-    let change = LinkChange {
-        netns: Some(pod.netns.as_fd()),
-        name: Some(&add.if_name),
-        mac: settings.mac,
-        mtu: settings.mtu,
-        ..LinkChange::default()
-    };
-    node.routes.change_link(index, &change).map_err(code::io(what()))?;
-    let moved = pod.routes.link_by_name(add.if_name.as_str()).map_err(code::io(what()))?;
-    moved
-        .filter(|moved| moved.parent_device == current.parent_device)
-        .ok_or_else(|| Error::new(Code::IO, what()).with_details("it is not in the pod after the move"))
-}
-
-/// Undoes an ADD. The first cause stays the error; what could not be undone is added to its details.
-fn undo(
-    node: &mut Node,
-    entry: &Entry<'_>,
-    lease: &Lease,
-    settings: &Settings,
-    add: &Add,
-    addressed: bool,
-    mut error: Error,
-) -> Error {
-    if addressed {
-        let plugins = settings.surroundings.plugins(&add.environment.path);
-        if let Err(further) = plugins.ipam_del(&add.config, &add.environment) {
-            error = error.and_also("the addresses could not be given back", &further);
-        }
-    }
-    match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE) {
-        Ok(Homecoming::Home | Homecoming::Gone) => error,
-        Ok(Homecoming::Displaced { name }) => {
-            let further = Error::new(NOT_HOME, format!("{} is home as {name}", lease.device));
-            error.and_also("its name was taken meanwhile", &further)
-        }
-        Ok(Homecoming::OutOfSight) => {
-            let further = Error::new(NOT_HOME, format!("device {} is out of sight", lease.device));
-            error.and_also("the NIC could not be brought home", &further)
-        }
-        Err(further) => error.and_also("the NIC could not be brought home", &code::not_home(further)),
-    }
 }
 
 /// The result so far with ours added to it.

@@ -10,15 +10,18 @@ use ledger::{Lease, Ledger, Node};
 use super::{internal, return_device};
 use crate::code;
 use crate::config::Surroundings;
+use crate::log::Steps;
 
 /// Brings home the NICs of this network whose containers the runtime does not know, and gives their addresses back.
 ///
 /// # Errors
 /// The first failure, with the others in its details; all leases are tried.
-pub(crate) fn gc(gc: &Gc) -> Result<(), Error> {
+pub(crate) fn gc(gc: &Gc, steps: &mut Steps) -> Result<(), Error> {
     let surroundings = Surroundings::read(&gc.config)?;
     let plugins = surroundings.plugins(&gc.environment.path);
+    steps.begin("home");
     let mut outcomes = stale_leases(gc, &surroundings.ledger, &plugins);
+    steps.begin("ipam");
     outcomes.push(plugins.ipam_gc(&gc.config, &gc.environment));
     Error::all(outcomes)
 }

@@ -15,6 +15,7 @@ use nic::DeviceId;
 
 use crate::code;
 use crate::config::Surroundings;
+use crate::log::Steps;
 use crate::plumb::ARRIVAL_PATIENCE;
 
 pub(crate) use gc::gc;
@@ -26,11 +27,12 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// IPAM failed, or the NIC is there but did not come home; both are tried, whichever fails. A DEL later tries again.
-pub(crate) fn del(del: &Del) -> Result<(), Error> {
+pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
     let surroundings = Surroundings::read_leniently(&del.config);
     // First, because some IPAM plugins (dhcp) say good-bye through the interface; and always: with the namespace gone,
     // without a lease, for a container that was never attached.
     let plugins = surroundings.plugins(&del.environment.path);
+    steps.begin("ipam");
     let given_back = match del.config.ipam_type() {
         Ok(_) => plugins.ipam_del(&del.config, &del.environment),
         // No plugin can have been called by such a name, so none has given an address.
@@ -39,11 +41,14 @@ pub(crate) fn del(del: &Del) -> Result<(), Error> {
             Ok(())
         }
     };
-    Error::all(std::iter::once(given_back).chain(release(&surroundings.ledger, del).into_iter().map(Err)))
+    steps.begin("home");
+    Error::all(
+        std::iter::once(given_back).chain(release(&surroundings.ledger, del, steps).into_iter().map(Err)),
+    )
 }
 
 /// Brings home whatever NIC is this container's; returns what went wrong.
-fn release(ledger: &Ledger, del: &Del) -> Vec<Error> {
+fn release(ledger: &Ledger, del: &Del, steps: &mut Steps) -> Vec<Error> {
     let mut errors = Vec::new();
     let mut node = match Node::here() {
         Ok(node) => node,
@@ -63,6 +68,7 @@ fn release(ledger: &Ledger, del: &Del) -> Vec<Error> {
         }
     };
     let devices: Vec<DeviceId> = leases.into_iter().filter(mine).map(|lease| lease.device).collect();
+    steps.device = devices.first().cloned();
     if devices.is_empty() {
         errors.extend(rescue::without_lease(&mut node, ledger, del).err());
     }

@@ -8,4 +8,5 @@ mod bad_input;
 mod bench;
 mod crash;
 mod del;
+mod log;
 mod verbs;
