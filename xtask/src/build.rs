@@ -137,6 +137,13 @@ pub(crate) fn programs(progress: &Progress) -> Result<Programs> {
     Ok(Programs::at(folder))
 }
 
+/// Builds the CNI programs alone, into the same folder.
+pub(crate) fn cni_programs(progress: &Progress) -> Result<PathBuf> {
+    let folder = target_folder()?.join("programs");
+    build(progress, Architecture::Amd64, &[CNI], &folder)?;
+    Ok(folder)
+}
+
 /// Builds what goes into the image: the folder with the programs.
 pub(crate) fn for_image(progress: &Progress, architecture: Architecture) -> Result<PathBuf> {
     if architecture == Architecture::Amd64 {

@@ -10,6 +10,7 @@ mod image;
 mod kubernetes;
 mod packages;
 mod progress;
+mod suite;
 mod test;
 mod vm;
 
@@ -33,6 +34,8 @@ enum Command {
     Demo(demo::Options),
     /// Run every test: unit, property, namespaces, whole systems in the VM
     Test(test::Options),
+    /// Check ehost-device, and containernetworking's host-device beside it, through the CNI interface alone
+    Suite(suite::Options),
     /// Measure what plumbing a NIC costs, and what the agent costs on a node with many of them
     Bench(bench::Options),
     /// Feed bytes that nobody thought of to what reads input, under libFuzzer
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Demo(options) => demo::run(options, &progress),
         Command::Test(options) => test::run(options, &progress),
+        Command::Suite(options) => suite::run(options, &progress),
         Command::Bench(options) => bench::run(options, &progress),
         Command::Fuzz(options) => fuzz::run(options, &progress),
         Command::Kubernetes(options) => kubernetes::run(options, &progress),

@@ -79,6 +79,12 @@ impl Debian {
         path
     }
 
+    /// Where the containernetworking plugins are on the host.
+    pub fn host_cni_plugins(&self) -> PathBuf {
+        let unpacked = self.root().join(self.cni_plugins.strip_prefix("/").unwrap_or(&self.cni_plugins));
+        if unpacked.is_dir() { unpacked } else { self.cni_plugins.clone() }
+    }
+
     /// `LD_LIBRARY_PATH` for unpacked programs on the host, or nothing where all is installed.
     pub fn host_libraries(&self) -> Option<String> {
         if self.libraries.is_empty() {

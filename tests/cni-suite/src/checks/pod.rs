@@ -1,0 +1,69 @@
+//! What a pod may do to a NIC that it has: root in a network namespace can do all of this, and the next user must not inherit it.
+
+use super::DEL;
+use crate::bed::Bed;
+use crate::check::{Area, Check, Verdict};
+
+pub(super) fn area() -> Area {
+    let check = |name, expects, run| Check { name, expects, section: DEL, run };
+    Area {
+        title: "pod",
+        checks: vec![
+            check("renames", "the pod renames the NIC: it comes home under its own name", |bed| {
+                after(bed, &["link set net1 down", "link set net1 name mine"])
+            }),
+            check("sets-down", "the pod sets it down: it comes home as it was", |bed| {
+                after(bed, &["link set net1 down"])
+            }),
+            check(
+                "changes-mac-and-mtu",
+                "the pod changes MAC, MTU and queue length: they are restored",
+                |bed| after(bed, &["link set net1 address 02:00:00:00:00:99 mtu 1280 txqueuelen 5"]),
+            ),
+            check(
+                "sets-an-alias",
+                "the pod sets an alias, in place of whatever it finds there: the NIC comes home under its own name",
+                |bed| after(bed, &["link set net1 alias theirs"]),
+            ),
+            check(
+                "gives-alternative-names",
+                "the pod gives it alternative names, one of them the NIC's own name at home: they are gone",
+                |bed| after(bed, &["link property add dev net1 altname eth1 altname another"]),
+            ),
+            check(
+                "promiscuous",
+                "the pod makes it promiscuous and all-multicast: it is neither at home",
+                |bed| after(bed, &["link set net1 promisc on", "link set net1 allmulticast on"]),
+            ),
+            check("in-a-bridge", "the pod makes it a bridge's port: it comes home", |bed| {
+                bed.pod.ip("link add br0 type bridge")?;
+                after(bed, &["link set net1 master br0"])
+            }),
+            check("vlan-upon-it", "the pod builds a VLAN upon it: the NIC comes home without", |bed| {
+                bed.pod.can("vlan")?;
+                after(bed, &["link add link net1 name net1.5 type vlan id 5", "link set net1.5 up"])
+            }),
+            check("macvlan-upon-it", "the pod builds a macvlan upon it: the NIC comes home without", |bed| {
+                bed.pod.can("macvlan")?;
+                after(bed, &["link add link net1 name upon type macvlan mode bridge", "link set upon up"])
+            }),
+            check(
+                "more-addresses",
+                "the pod adds addresses and routes: none of them is on the node afterwards",
+                |bed| after(bed, &["addr add 10.66.0.1/24 dev net1", "route add 10.67.0.0/24 via 10.66.0.2"]),
+            ),
+        ],
+    }
+}
+
+/// ADD, what the pod does then, DEL: the node as before, and no NIC in the pod.
+fn after(bed: &Bed<'_>, pods: &[&str]) -> Verdict {
+    let before = bed.picture()?;
+    let config = bed.config()?;
+    bed.add(&config)?;
+    for arguments in pods {
+        bed.pod.ip(arguments)?;
+    }
+    bed.del(&config)?;
+    bed.node_is_again(&before, "after DEL")
+}
