@@ -101,6 +101,8 @@ fn link_faults(
             found.unicast
                 && found.destination == route.dst.network()
                 && found.prefix_len == route.dst.prefix_len()
+                && route.table.is_none_or(|table| table == found.table)
+                && route.priority.is_none_or(|priority| priority == found.priority)
         });
         if !there {
             faults.push(format!("the route to {} is missing", route.dst));

@@ -310,7 +310,8 @@ fn fetch(
     }
 }
 
-fn is_child(child: &Link, index: u32) -> bool {
+/// Whether a link is built upon the one with this index, in the same network namespace.
+pub(crate) fn is_child(child: &Link, index: u32) -> bool {
     const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
     child.lower == Some(index)
         && !child.lower_elsewhere

@@ -7,6 +7,7 @@ use linux::{Devices, Netns};
 use nic::lifeline::TornFacts;
 use nic::{DeviceId, IfName, Lifeline, Link};
 
+use crate::homecoming::is_child;
 use crate::{Lease, Stage};
 
 /// The node's network namespace, a socket in it, and the machine's devices.
@@ -151,7 +152,10 @@ impl Identity {
                 // An ADD that died between the move and the last step: the name is the new or, where the rename
                 // failed, still the old one.
                 plumbed.or_else(|| {
-                    let named = |name: &IfName| links.iter().find(|link| link.name == *name);
+                    // A VLAN upon it has its MAC, and may have its name.
+                    let is_upon = |link: &Link| links.iter().any(|lower| is_child(link, lower.index));
+                    let named =
+                        |name: &IfName| links.iter().find(|link| link.name == *name && !is_upon(link));
                     let same = |link: &&Link| link.index == lease.home.index || link.mac == lease.home.mac;
                     named(&lease.owner.if_name).filter(same).or_else(|| named(&lease.home.name).filter(same))
                 })

@@ -150,6 +150,12 @@ impl Error {
         self.errno() == Some(Errno::EXIST.raw_os_error())
     }
 
+    /// EROFS: the file system is read-only, as `/proc/sys` is in many containers.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.errno() == Some(Errno::ROFS.raw_os_error())
+    }
+
     /// What was named is not there: ENODEV, ENOENT, EADDRNOTAVAIL, ESRCH.
     #[must_use]
     pub fn is_absent(&self) -> bool {

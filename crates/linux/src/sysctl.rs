@@ -21,7 +21,7 @@ pub struct Sysctl {
 /// A text that is no [`Sysctl`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it is not net.ipv4, net.ipv6, then conf or neigh, then IFNAME, then a name of small letters, digits and _"
+    "it is not net.ipv4 or net.ipv6, then conf or neigh, then IFNAME, then a name of small letters, digits and _"
 )]
 pub struct ParseSysctlError;
 

@@ -1,6 +1,7 @@
 //! Our keys of the network configuration: what was typed, and what it means.
 
 mod insistence;
+mod interface;
 mod selector;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use crate::log::Sink;
 
 pub(crate) use insistence::Insistence;
+pub(crate) use interface::{Interface, Ring};
 pub(crate) use selector::{Selector, selector};
 
 const STATE: &str = "/var/lib/virtnet";
@@ -34,10 +36,7 @@ pub(crate) struct Settings {
     pub(crate) another_nic: Insistence,
     /// `kubeletDir`: whom to ask what the pod was given.
     pub(crate) kubelet: KubeletDir,
-    /// `mac` or `runtimeConfig.mac`: what the pod is to see.
-    pub(crate) mac: Option<MacAddr>,
-    /// `mtu` in bytes.
-    pub(crate) mtu: Option<u32>,
+    pub(crate) interface: Interface,
     /// `dns`: in place of what IPAM says.
     pub(crate) dns: Dns,
     pub(crate) surroundings: Surroundings,
@@ -53,18 +52,13 @@ pub(crate) struct Surroundings {
 impl Settings {
     pub(crate) fn read(config: &Config) -> Result<Settings, Error> {
         Sink::read(config)?;
-        let mac = match runtime_text(config, "mac") {
-            Some(mac) => Some(mac),
-            None => text(config, "mac")?,
-        };
         Ok(Settings {
             selector: selector(config)?,
             lifeline: Insistence::read(config, "allowLifeline")?,
             unallocated: Insistence::read(config, "allowUnallocated")?,
             another_nic: Insistence::read(config, "allowAnotherNic")?,
             kubelet: absolute(config, "kubeletDir")?.map_or_else(KubeletDir::default, KubeletDir::at),
-            mac: mac.map(|mac| unicast("mac", mac)).transpose()?,
-            mtu: key(config, "mtu", "a number of bytes")?,
+            interface: Interface::read(config)?,
             dns: key(config, "dns", "an object of name servers, domain, search list and options")?
                 .unwrap_or_default(),
             surroundings: Surroundings::read(config)?,

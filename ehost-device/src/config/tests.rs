@@ -12,7 +12,7 @@ fn device(id: &str) -> Selector {
 }
 
 /// Every key that is ours or goes to the IPAM plugin.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 27] = [
     "cniVersion",
     "name",
     "type",
@@ -26,6 +26,11 @@ const KEYS: [&str; 22] = [
     "kernelpath",
     "mac",
     "mtu",
+    "queues",
+    "ring",
+    "vlan",
+    "sysctl",
+    "routes",
     "log",
     "dns",
     "ipamTimeout",
@@ -138,6 +143,22 @@ fn bad_configurations_are_refused_in_words() {
         json!({"device": "eth1", "allowUnallocated": 1}),
         json!({"device": "eth1", "allowAnotherNic": "true"}),
         json!({"device": "eth1", "kubeletDir": "kubelet"}),
+        json!({"device": "eth1", "queues": "all"}),
+        json!({"device": "eth1", "ring": 256}),
+        json!({"device": "eth1", "ring": {"rx": 256, "mini": 1}}),
+        json!({"device": "eth1", "vlan": 0}),
+        json!({"device": "eth1", "vlan": 4095}),
+        json!({"device": "eth1", "vlan": "5"}),
+        json!({"device": "eth1", "sysctl": ["net.ipv4.conf.IFNAME.arp_ignore"]}),
+        json!({"device": "eth1", "sysctl": {"net.ipv4.ip_forward": "1"}}),
+        json!({"device": "eth1", "sysctl": {"net.ipv4.conf.IFNAME.../../all/forwarding": "1"}}),
+        json!({"device": "eth1", "sysctl": {"net.ipv4.conf.IFNAME.arp_ignore": true}}),
+        json!({"device": "eth1", "sysctl": {"net.ipv4.conf.IFNAME.arp_ignore": "1\n2"}}),
+        json!({"device": "eth1", "routes": {"dst": "10.0.0.0/8"}}),
+        json!({"device": "eth1", "routes": ["10.0.0.0/8"]}),
+        json!({"device": "eth1", "routes": [{"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8", "metric": 5}]}),
+        json!({"device": "eth1", "routes": [{"gw": "10.0.0.1"}]}),
+        json!({"device": "eth1", "routes": [{"dst": "10.0.0.0/8", "table": -1}]}),
         json!({"device": "eth1", "log": "journal"}),
     ]
     .into_iter()
@@ -162,6 +183,22 @@ fn bad_configurations_are_refused_in_words() {
     allowUnallocated is not true or false
     allowAnotherNic is not true or false
     kubeletDir "kubelet" is not an absolute path
+    queues is not a number of queues
+    ring is not an object with rx, tx or both, numbers of packets
+    ring is not an object with rx, tx or both, numbers of packets
+    vlan 0 is not from 1 to 4094
+    vlan 4095 is not from 1 to 4094
+    vlan is not a tag
+    sysctl is not an object of settings
+    sysctl "net.ipv4.ip_forward": it is not net.ipv4 or net.ipv6, then conf or neigh, then IFNAME, then a name of small letters, digits and _
+    sysctl "net.ipv4.conf.IFNAME.../../all/forwarding": it is not net.ipv4 or net.ipv6, then conf or neigh, then IFNAME, then a name of small letters, digits and _
+    sysctl "net.ipv4.conf.IFNAME.arp_ignore": its value is neither a string nor a number
+    sysctl "net.ipv4.conf.IFNAME.arp_ignore": its value is not from 1 to 64 printable characters
+    routes is not a list of routes
+    routes[0]: it is not an object
+    routes[1]: "metric" is none of dst, gw, mtu, advmss, priority, table, scope
+    routes[0]: missing field `dst`
+    routes[0]: invalid value: integer `-1`, expected u32
     log "journal" is neither stderr nor an absolute path
     "#);
 }

@@ -3,12 +3,13 @@
 //! 1. see that the kubelet gave the device to the pod; lock it; see that it is the NIC that is known by its ID, whose it is, and that
 //!    it does not carry the node; see that its names are free in the pod;
 //! 2. write the lease: from here on every process that comes after us can undo what we do;
-//! 3. move and rename in one message; IPAM; addresses, routes;
+//! 3. move and rename in one message; queues, the VLAN upon it; IPAM; sysctls, addresses, routes;
 //! 4. note in the lease that it is complete.
 //!
 //! Whatever fails in 3 or 4 is undone in reverse order, and the first cause is what the runtime hears.
 
 mod network;
+mod shape;
 mod transaction;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ use crate::identity::Identity;
 use crate::log::Steps;
 use crate::owner::{self, Standing};
 use crate::select::{self, Chosen};
+use shape::Tuning;
 use transaction::Transaction;
 
 /// How long another process may hold the device: less than a runtime's patience, since it can try again.
@@ -68,13 +70,16 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     let (link, inherited) = clear(&mut node, &entry, &settings, &wanted)?;
     confirm(&link)?;
     owner::spare_the_lifeline(&mut node, &link, settings.lifeline)?;
-    names_are_free(&mut pod, &link, &add.if_name)?;
-    let lease = lease(&mut node, &entry, &link, inherited, wanted)?;
+    names_are_free(&mut pod, &link, &settings, &add.if_name)?;
+    let tuning = Tuning::of(&mut node, &link)?;
+    let retuning = tuning.plan(&settings.interface, &link)?;
+    let lease = lease(&mut node, &entry, &link, &tuning, inherited, wanted)?;
     steps.begin("lease");
     entry.write(&lease).map_err(code::ledger)?;
 
     let mut transaction = Transaction::new(&mut node, &mut pod, &entry, &lease, &settings, add);
-    match transaction.attach(steps) {
+
+    match transaction.attach(retuning, steps) {
         Ok(success) => Ok(merge(previous, success, &settings)),
         Err(error) => {
             steps.begin("undo");
@@ -166,8 +171,15 @@ fn no_interface(node: &Node, id: &DeviceId) -> Error {
 }
 
 /// Looks before the leap: a rename that clashes in the pod would fail only after the move.
-fn names_are_free(pod: &mut Pod, link: &Link, if_name: &IfName) -> Result<(), Error> {
-    let wanted = std::iter::once(if_name.as_str()).chain(link.alt_names.iter().map(String::as_str));
+fn names_are_free(pod: &mut Pod, link: &Link, settings: &Settings, if_name: &IfName) -> Result<(), Error> {
+    let nic = shape::name_in_pod(&settings.interface, link, if_name);
+    if settings.interface.vlan.is_some() && nic == if_name {
+        let message = format!("the VLAN in the pod and the NIC below it would both be {if_name}");
+        let details = "with vlan the NIC keeps its name; another interface name helps";
+        return Err(Error::new(NAME_TAKEN, message).with_details(details));
+    }
+    let wanted =
+        [if_name.as_str(), nic.as_str()].into_iter().chain(link.alt_names.iter().map(String::as_str));
     for name in wanted {
         let holder = pod.routes.link_by_name(name).map_err(code::io("look at the pod's interfaces"))?;
         if let Some(holder) = holder {
@@ -184,6 +196,7 @@ fn lease(
     node: &mut Node,
     entry: &Entry<'_>,
     link: &Link,
+    tuning: &Tuning,
     inherited: Option<Home>,
     owner: Owner,
 ) -> Result<Lease, Error> {
@@ -197,7 +210,11 @@ fn lease(
                 }
                 None => None,
             };
-            Home::of(link, &addresses, master.map(|master| master.name))
+            Home {
+                channels: tuning.channels.map(|channels| channels.now),
+                rings: tuning.rings.map(|rings| rings.now),
+                ..Home::of(link, &addresses, master.map(|master| master.name))
+            }
         }
     };
     Ok(Lease {

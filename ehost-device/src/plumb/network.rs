@@ -1,11 +1,11 @@
-//! What IPAM said, put onto the interface: addresses and routes, and the neighbours told.
+//! What IPAM and the configuration said, put onto the interface: sysctls, addresses and routes, and the neighbours told.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use cni::{Code, Error, Ip, Success};
-use linux::announce;
+use cni::{Error, Ip, Success};
 use linux::route::{DuplicateDetection, Groups, LinkChange, Monitor, NewRoute, Socket};
+use linux::{Sysctl, announce};
 use nic::Link;
 
 use super::Pod;
@@ -18,24 +18,37 @@ const DETECTION_PATIENCE: Duration = Duration::from_secs(10);
 /// RT_SCOPE_LINK.
 const SCOPE_LINK: u8 = 253;
 
-/// Sets the interface up with its addresses and routes.
+/// Sets the interface up with its addresses and routes, and the NIC below it, which may be the interface itself.
 ///
 /// # Errors
 /// The kernel refused something, or another host has an address.
-pub(super) fn configure(pod: &mut Pod, link: &Link, ipam: &Success) -> Result<(), Error> {
+pub(super) fn configure(
+    pod: &mut Pod,
+    nic: &Link,
+    link: &Link,
+    sysctls: &[(Sysctl, String)],
+    network: &Success,
+) -> Result<(), Error> {
     let what = |step: &str| format!("{step} {} in the pod", link.name);
-    if ipam.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
+    if network.ips.iter().any(|ip| ip.address.addr().is_ipv6()) {
         allow_ipv6(pod, link)?;
     }
+    for (sysctl, value) in sysctls {
+        let what = format!("set {sysctl} to {value:?} for {}", link.name);
+        pod.netns.set_sysctl(sysctl, &link.name, value).map_err(code::io(what))?;
+    }
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    if nic.index != link.index {
+        pod.routes.change_link(nic.index, &up).map_err(code::io(what("set up the NIC below")))?;
+    }
     pod.routes.change_link(link.index, &up).map_err(code::io(what("set up")))?;
-    for ip in &ipam.ips {
+    for ip in &network.ips {
         pod.routes
             .add_address(link.index, ip.address.addr(), ip.address.prefix_len())
             .map_err(code::io(what("give an address to")))?;
     }
-    for route in &ipam.routes {
-        match pod.routes.add_route(&resolve(route, &ipam.ips, link.index)) {
+    for route in &network.routes {
+        match pod.routes.add_route(&resolve(route, &network.ips, link.index)) {
             // The route to the subnet itself, which IPAM plugins like to name, came with the address. Another that is there
             // is that of a network before this one, and stays: the cluster's default route leads to all services.
             Err(error) if error.is_exists() => {
@@ -44,17 +57,15 @@ pub(super) fn configure(pod: &mut Pod, link: &Link, ipam: &Success) -> Result<()
             other => other.map_err(code::io(what("add a route through")))?,
         }
     }
-    if ipam.ips.is_empty() { Ok(()) } else { introduce(pod, link, &ipam.ips) }
+    if network.ips.is_empty() { Ok(()) } else { introduce(pod, link, &network.ips) }
 }
 
 /// Runtimes switch IPv6 off in namespaces of IPv4 clusters; whoever gives this interface an IPv6 address wants it on.
 fn allow_ipv6(pod: &Pod, link: &Link) -> Result<(), Error> {
-    let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", link.name);
-    let written = pod.netns.run(|| std::fs::write(&path, "0")).map_err(code::io("enter the pod"))?;
-    match written {
+    match pod.netns.set_sysctl(&Sysctl::disable_ipv6(), &link.name, "0") {
         // /proc/sys is read-only here; if IPv6 is off, the address will be refused with the kernel's words.
-        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Ok(()),
-        other => other.map_err(|error| Error::new(Code::IO, format!("write {path}")).caused_by(&error)),
+        Err(error) if error.is_read_only() => Ok(()),
+        other => other.map_err(code::io(format!("allow IPv6 on {}", link.name))),
     }
 }
 

@@ -8,6 +8,7 @@ use ledger::{Entry, Homecoming, Lease, Node, Step};
 use linux::route::LinkChange;
 use nic::Link;
 
+use super::shape::{self, Retuning};
 use super::{ARRIVAL_PATIENCE, Pod, network, no_interface};
 use crate::code::{self, DEVICE_NOT_FOUND, NOT_HOME};
 use crate::config::Settings;
@@ -37,32 +38,35 @@ impl<'a> Transaction<'a> {
         Transaction { node, pod, entry, lease, settings, add, addressed: false }
     }
 
-    pub(super) fn attach(&mut self, steps: &mut Steps) -> Result<Success, Error> {
+    pub(super) fn attach(&mut self, retuning: Retuning, steps: &mut Steps) -> Result<Success, Error> {
         let (add, lease) = (self.add, self.lease);
         steps.begin("move");
-        let moved = self.hand_over()?;
+        let nic = self.hand_over()?;
+        let interface = shape::shape(self.pod, &nic, &self.settings.interface, retuning, &add.if_name)?;
         steps.begin("ipam");
         let plugins = self.settings.surroundings.plugins(&add.environment.path);
         let ipam = plugins.ipam_add(&add.config, &add.environment)?;
         self.addressed = ipam.is_some();
-        let ipam = match ipam {
+        let mut network = match ipam {
             Some(ipam) if ipam.ips.is_empty() => {
                 return Err(Error::new(code::NO_ADDRESS, "the IPAM plugin gave no address"));
             }
             ipam => ipam.unwrap_or_default(),
         };
+        let wanted = &self.settings.interface;
+        network.routes.extend(wanted.routes.iter().cloned());
         steps.begin("configure");
-        network::configure(self.pod, &moved, &ipam)?;
+        network::configure(self.pod, &nic, &interface, &wanted.sysctls, &network)?;
         let seen = self
             .pod
             .routes
-            .link_by_index(moved.index)
+            .link_by_index(interface.index)
             .map_err(code::io("read the interface back"))?
             .ok_or_else(|| {
-            Error::new(DEVICE_NOT_FOUND, format!("{} vanished from the pod", moved.name))
-        })?;
+                Error::new(DEVICE_NOT_FOUND, format!("{} vanished from the pod", interface.name))
+            })?;
         steps.begin("lease");
-        self.entry.write(&lease.clone().after(Step::Plumb { index: seen.index })).map_err(code::ledger)?;
+        self.entry.write(&lease.clone().after(Step::Plumb { index: nic.index })).map_err(code::ledger)?;
         let interface = Interface {
             name: seen.name.to_string(),
             mac: seen.mac.map(|mac| mac.to_string()),
@@ -71,34 +75,35 @@ impl<'a> Transaction<'a> {
             socket_path: None,
             pci_id: lease.device.pci().map(|pci| pci.to_string()),
         };
-        let ips = ipam.ips.into_iter().map(|ip| cni::Ip { interface: Some(0), ..ip }).collect();
-        Ok(Success { interfaces: vec![interface], ips, routes: ipam.routes, dns: ipam.dns })
+        let ips = network.ips.into_iter().map(|ip| cni::Ip { interface: Some(0), ..ip }).collect();
+        Ok(Success { interfaces: vec![interface], ips, routes: network.routes, dns: network.dns })
     }
 
     /// Moves and renames the NIC in one message, and finds it in the pod.
     fn hand_over(&mut self) -> Result<Link, Error> {
         let Transaction { node, pod, lease, settings, add, .. } = self;
         let from = &lease.home.name;
-        let what = || format!("move {from} to the pod as {}", add.if_name);
         let index = lease.home.index;
         let current = node
             .routes
             .link_by_index(index)
-            .map_err(code::io(what()))?
+            .map_err(code::io(format!("look at {from}")))?
             .ok_or_else(|| no_interface(node, &lease.device))?;
+        let name = shape::name_in_pod(&settings.interface, &current, &add.if_name);
+        let what = || format!("move {from} to the pod as {name}");
         // It may bear the wanted name already, as an alternative one: then the kernel would not rename it.
         if current.alt_names.iter().any(|name| name == add.if_name.as_str()) {
             node.routes.remove_alt_names(index, &[add.if_name.to_string()]).map_err(code::io(what()))?;
         }
         let change = LinkChange {
             netns: Some(pod.netns.as_fd()),
-            name: Some(&add.if_name),
-            mac: settings.mac,
-            mtu: settings.mtu,
+            name: Some(name),
+            mac: settings.interface.mac,
+            mtu: settings.interface.mtu,
             ..LinkChange::default()
         };
         node.routes.change_link(index, &change).map_err(code::io(what()))?;
-        let moved = pod.routes.link_by_name(add.if_name.as_str()).map_err(code::io(what()))?;
+        let moved = pod.routes.link_by_name(name.as_str()).map_err(code::io(what()))?;
         moved
             .filter(|moved| moved.parent_device == current.parent_device)
             .ok_or_else(|| Error::new(Code::IO, what()).with_details("it is not in the pod after the move"))

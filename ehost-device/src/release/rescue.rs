@@ -75,8 +75,13 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
 fn find(node: &Node, del: &Del, id: &DeviceId) -> Option<(Netns, Link)> {
     let netns = Netns::open(del.netns.as_deref()?).ok().filter(|netns| !netns.same(&node.netns))?;
     let parents = node.devices.parent_names(id).ok()?;
-    let link = netns.route_socket().ok()?.link_by_name(del.if_name.as_str()).ok()??;
-    link.parent_device.as_ref().is_some_and(|parent| parents.contains(parent)).then_some((netns, link))
+    let links = netns.route_socket().ok()?.links().ok()?;
+    // The runtime's name is that of the NIC, or of the VLAN upon it.
+    let named = links.iter().find(|link| link.name == del.if_name)?;
+    let is_it = |link: &&Link| link.index == named.index || Some(link.index) == named.lower;
+    let ours = |link: &&Link| link.parent_device.as_ref().is_some_and(|parent| parents.contains(parent));
+    let link = links.iter().find(|link| is_it(link) && ours(link)).cloned()?;
+    Some((netns, link))
 }
 
 /// `dev<index>`, as the kernel calls a NIC whose namespace ended while its name was taken.

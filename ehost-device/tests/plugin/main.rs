@@ -9,4 +9,5 @@ mod bench;
 mod crash;
 mod del;
 mod log;
+mod network;
 mod verbs;
