@@ -99,8 +99,8 @@ impl Node {
     fn install(&self) {
         let plugins = self.vm.bed().debian().cni_plugins.clone();
         self.sh(&format!(
-            "mkdir -p /opt/cni/bin /etc/cni/net.d/virt-meta.d && ln -s {}/bridge {}/host-local {} {} /opt/cni/bin/",
-            plugins.display(),
+            "mkdir -p /opt/cni/bin /etc/cni/net.d/virt-meta.d && cd {} && \
+             ln -s $PWD/bridge $PWD/host-local $PWD/static $PWD/dhcp {} {} /opt/cni/bin/",
             plugins.display(),
             self.programs.ehost_device.display(),
             self.programs.virt_meta.display(),
