@@ -1,15 +1,16 @@
 //! CHECK: is what ADD returned still there? Plugins chained after us may have added to it, and that is no fault.
 
 use cni::plugin::Check;
-use cni::{Code, Error, Success};
+use cni::{Code, Config, Error, Success};
 use ledger::Node;
 use linux::Netns;
 use linux::route::Socket;
 use nic::Link;
 
 use crate::code::{self, CHECK_FAILED};
-use crate::config::Surroundings;
+use crate::config::{self, Selector, Surroundings};
 use crate::log::Steps;
+use crate::plumb::passthrough;
 
 /// Compares the pod with `prevResult`.
 ///
@@ -25,6 +26,9 @@ pub(crate) fn check(check: &Check, steps: &mut Steps) -> Result<(), Error> {
     };
     steps.begin("ipam");
     surroundings.plugins(&check.environment.path).ipam_check(&check.config, &check.environment)?;
+    if is_passed_through(&check.config)? {
+        return Ok(());
+    }
     steps.begin("compare");
     let netns = Netns::open(&check.netns).map_err(|error| Error::from_chain(Code::INVALID_NETNS, &error))?;
     let mut pod = netns.route_socket().map_err(code::io("enter the pod"))?;
@@ -38,6 +42,13 @@ pub(crate) fn check(check: &Check, steps: &mut Steps) -> Result<(), Error> {
     }
     let message = format!("interface {} is not as ADD left it", check.if_name);
     Err(Error::new(CHECK_FAILED, message).with_details(faults.join("; ")))
+}
+
+/// Whether the NIC is one without an interface, so that there is none to compare.
+fn is_passed_through(config: &Config) -> Result<bool, Error> {
+    let Selector::Device(id) = config::selector(config)? else { return Ok(false) };
+    let node = Node::here().map_err(code::io("look at the node's devices"))?;
+    Ok(node.devices.driver(&node.devices.canonical(id)).as_deref() == Some(passthrough::DRIVER))
 }
 
 /// The NIC in the pod is the one that the lease is about.

@@ -60,6 +60,20 @@ impl Interface {
             routes: routes(config)?,
         })
     }
+
+    /// The keys that ask something of an interface, of those that are there.
+    pub(crate) fn wishes(&self) -> Vec<&'static str> {
+        let wishes = [
+            (self.mac.is_some(), "mac"),
+            (self.mtu.is_some(), "mtu"),
+            (self.queues.is_some(), "queues"),
+            (self.ring.is_some(), "ring"),
+            (self.vlan.is_some(), "vlan"),
+            (!self.sysctls.is_empty(), "sysctl"),
+            (!self.routes.is_empty(), "routes"),
+        ];
+        wishes.into_iter().filter_map(|(there, key)| there.then_some(key)).collect()
+    }
 }
 
 fn vlan(config: &Config) -> Result<Option<u16>, Error> {

@@ -9,6 +9,7 @@
 //! Whatever fails in 3 or 4 is undone in reverse order, and the first cause is what the runtime hears.
 
 mod network;
+pub(crate) mod passthrough;
 mod shape;
 mod transaction;
 
@@ -68,6 +69,15 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     let confirm = |link: &Link| identity.confirm(link).or_else(|refusal| settings.another_nic.weigh(refusal));
     chosen.link.as_ref().map_or(Ok(()), confirm)?;
     let (link, inherited) = clear(&mut node, &entry, &settings, &wanted)?;
+    let link = match link {
+        Some(link) => link,
+        None if node.devices.driver(&chosen.id).as_deref() == Some(passthrough::DRIVER) => {
+            steps.begin("ipam");
+            let success = passthrough::add(add, &settings, &chosen.id)?;
+            return Ok(merge(previous, success, &settings));
+        }
+        None => return Err(no_interface(&node, &chosen.id)),
+    };
     confirm(&link)?;
     owner::spare_the_lifeline(&mut node, &link, settings.lifeline)?;
     names_are_free(&mut pod, &link, &settings, &add.if_name)?;
@@ -100,14 +110,14 @@ impl Pod {
     }
 }
 
-/// Sees to it that nobody has the NIC, bringing it home where a lease is stale. Returns its link, and what it was at home
+/// Sees to it that nobody has the NIC, bringing it home where a lease is stale. Returns its link, if it has one, and what it was at home
 /// where a lease that stays knows better than the kernel (its name may be taken by another link for now).
 fn clear(
     node: &mut Node,
     entry: &Entry<'_>,
     settings: &Settings,
     wanted: &Owner,
-) -> Result<(Link, Option<Home>), Error> {
+) -> Result<(Option<Link>, Option<Home>), Error> {
     let ledger = &settings.surroundings.ledger;
     let mut inherited = None;
     match entry.read() {
@@ -139,7 +149,7 @@ fn clear(
         let message = format!("device {} became {id} while it was waited for", entry.device());
         return Err(Error::new(Code::TRY_AGAIN, message));
     }
-    link.map(|link| (link, inherited)).ok_or_else(|| no_interface(node, &id))
+    Ok((link, inherited))
 }
 
 fn repair(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Option<Home>, Error> {

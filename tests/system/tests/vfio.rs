@@ -1,10 +1,10 @@
-//! A NIC that vfio-pci holds, on a real kernel: found without an interface, and given with the group through which a process drives it.
+//! A NIC that vfio-pci holds, on a real kernel: found without an interface, given with the group through which a process drives it, and with addresses.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::time::Duration;
 
-use serde_json::json;
-use system_tests::{Node, machine, spare};
+use serde_json::{Value, json};
+use system_tests::{Node, assert_same, machine, spare};
 
 const PLAIN: &str = "0000:00:09.0";
 const HELD: &str = "0000:00:0a.0";
@@ -69,4 +69,50 @@ fn a_nic_that_vfio_holds_comes_with_the_file_of_its_iommu_group() {
     agent.wait_for("0000:00:0a.0 Unhealthy", SOON).unwrap();
     node.sh("virtsim delete pod dpdk");
     node.wait_for_devices(0);
+}
+
+#[test]
+fn a_nic_that_vfio_holds_gets_addresses_and_no_interface() {
+    let spec = machine().nic(spare(PLAIN)).nic(spare(HELD).modern());
+    let node = Node::boot(&spec.qemu_arguments(&["-device", "intel-iommu"]).kernel_word("intel_iommu=on"));
+    node.vm.modprobe("vfio-pci").unwrap();
+    bind(&node, "vfio-pci");
+    let before = node.settled();
+    let netns = node.netns("pod");
+    let ipam = json!({"type": "host-local", "subnet": "10.56.217.0/24", "rangeStart": "10.56.217.10", "gateway": "10.56.217.1"});
+    let mut config = json!({"cniVersion": "1.1.0", "name": "dpdk", "type": "ehost-device", "deviceID": HELD, "ipam": ipam});
+    let call = |verb: &str, config: &Value| node.cni("ehost-device", verb, "c1", &netns, &config.to_string());
+    let leased = || {
+        node.try_sh("find /var/lib/cni/networks -name '10.*'; find /var/lib/virtnet/leases -name '*.json'")
+            .text()
+    };
+
+    let result = call("ADD", &config).result();
+    let interface = json!({"name": "net1", "sandbox": netns, "pciID": HELD});
+    assert_eq!(result["interfaces"], json!([interface]));
+    assert_eq!(
+        result["ips"],
+        json!([{"interface": 0, "address": "10.56.217.10/24", "gateway": "10.56.217.1"}])
+    );
+    assert_eq!(node.sh("ip -netns pod -o link show | wc -l"), "1");
+    assert_eq!(leased(), "/var/lib/cni/networks/dpdk/10.56.217.10");
+    assert!(node.sh(&format!("readlink /sys/bus/pci/devices/{HELD}/driver")).ends_with("vfio-pci"));
+    config["prevResult"] = result;
+    call("CHECK", &config).result();
+    // Its address is gone from IPAM: IPAM says so.
+    node.sh("mv /var/lib/cni/networks/dpdk/10.56.217.10 /tmp/address");
+    call("CHECK", &config).error();
+    node.sh("mv /tmp/address /var/lib/cni/networks/dpdk/10.56.217.10");
+    call("DEL", &config).result();
+    assert_eq!(leased(), "");
+
+    // There is no interface for what is asked of it.
+    config.as_object_mut().unwrap().remove("prevResult");
+    config["mtu"] = json!(1400);
+    config["vlan"] = json!(5);
+    let (code, text) = call("ADD", &config).error();
+    assert!(code == 2 && text.contains("mtu, vlan") && text.contains("vfio-pci"), "{code}: {text}");
+    call("DEL", &config).result();
+    assert_eq!(leased(), "");
+    assert_same(&node.settled(), &before, "afterwards");
 }
