@@ -159,9 +159,35 @@ impl Bench {
         self.run_with("IgnoreUnknown=1", verb, "one", &netns, config.to_string().as_bytes())
     }
 
+    /// As [`Bench::run`], through a program that changes what the process may do.
+    pub(crate) fn run_through(&self, program: &[&str], verb: &str, config: &Value) -> Answer {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(env!("CARGO_BIN_EXE_ehost-device"));
+        self.converse(
+            command,
+            ARGS,
+            verb,
+            "one",
+            &self.pod_path().display().to_string(),
+            config.to_string().as_bytes(),
+        )
+    }
+
     fn run_with(&self, args: &str, verb: &str, container: &str, netns: &str, stdin: &[u8]) -> Answer {
+        self.converse(Command::new(env!("CARGO_BIN_EXE_ehost-device")), args, verb, container, netns, stdin)
+    }
+
+    fn converse(
+        &self,
+        command: Command,
+        args: &str,
+        verb: &str,
+        container: &str,
+        netns: &str,
+        stdin: &[u8],
+    ) -> Answer {
         let path = self.folder.path().join("bin");
-        let run = || start(args, verb, container, netns, &path, stdin).wait_with_output().unwrap();
+        let run = || start(command, args, verb, container, netns, &path, stdin).wait_with_output().unwrap();
         let output = self.node.run(run).unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         Answer {
@@ -175,7 +201,15 @@ impl Bench {
     pub(crate) fn run_and_kill(&self, verb: &str, config: &Value, after: Duration) -> bool {
         let (netns, path) = (self.pod_path().display().to_string(), self.folder.path().join("bin"));
         let work = || {
-            let mut child = start(ARGS, verb, "one", &netns, &path, config.to_string().as_bytes());
+            let mut child = start(
+                Command::new(env!("CARGO_BIN_EXE_ehost-device")),
+                ARGS,
+                verb,
+                "one",
+                &netns,
+                &path,
+                config.to_string().as_bytes(),
+            );
             let began = Instant::now();
             // Not a sleep: the instants are finer than the scheduler's, and nothing is waited for.
             while began.elapsed() < after {
@@ -244,8 +278,16 @@ pub(crate) fn ip(netns: &Netns, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn start(args: &str, verb: &str, container: &str, netns: &str, path: &Path, stdin: &[u8]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ehost-device"))
+fn start(
+    mut command: Command,
+    args: &str,
+    verb: &str,
+    container: &str,
+    netns: &str,
+    path: &Path,
+    stdin: &[u8],
+) -> Child {
+    let mut child = command
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", container)
         .env("CNI_NETNS", netns)

@@ -94,6 +94,40 @@ fn status_says_whether_a_lease_could_be_written() {
 }
 
 #[test]
+fn status_says_whether_this_process_may_move_nics_into_namespaces() {
+    let bench = Bench::new();
+    for (capability, words) in [("net_admin", "CAP_NET_ADMIN"), ("sys_admin", "namespace can be entered")] {
+        let without = ["setpriv", "--inh-caps=-all", &format!("--bounding-set=-{capability}")];
+        let failed = bench.run_through(&without, "STATUS", &bench.config(json!({})));
+        assert_eq!(failed.code(), 50, "{capability}");
+        assert!(failed.text().contains(words), "{}", failed.text());
+    }
+    bench.run_through(&["setpriv", "--inh-caps=-all"], "STATUS", &bench.config(json!({}))).expect();
+}
+
+#[test]
+fn status_hears_ipam() {
+    let bench = Bench::new();
+    bench.ipam(
+        "full",
+        r#"[ $CNI_COMMAND != STATUS ] || { echo '{"cniVersion":"1.1.0","code":51,"msg":"no addresses left"}'; exit 1; }"#,
+    );
+    let failed = bench.run_for("STATUS", "", "", &bench.config(json!({"ipam": {"type": "full"}})));
+    assert_eq!(failed.code(), 51);
+    assert!(failed.text().contains("no addresses left"), "{}", failed.text());
+}
+
+#[test]
+fn verbs_that_a_version_does_not_have_are_refused_in_it() {
+    let bench = Bench::new();
+    for (verb, version) in [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0")] {
+        let config = bench.config(json!({"cniVersion": version, "cni.dev/valid-attachments": []}));
+        let refused = bench.run(verb, &config);
+        assert_eq!((refused.code(), &refused.json["cniVersion"]), (1, &json!(version)), "{verb}");
+    }
+}
+
+#[test]
 fn version_needs_nothing() {
     let bench = Bench::new();
     let answer = bench.run_raw("VERSION", "", "", b"").expect().json;
