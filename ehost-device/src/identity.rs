@@ -72,7 +72,7 @@ fn journalled(ledger: &Ledger, device: &DeviceId) -> Result<Option<Known>, Error
         Ok(mut journal) => Ok(journal.remove(device)),
         // The agent sets it aside and writes it anew.
         Err(error @ ledger::Error::Journal { source: Fault::Torn(_) | Fault::Large(_), .. }) => {
-            eprintln!("ehost-device: {}: what it knew of {device} is lost", code::ledger(error));
+            cni::tell!("ehost-device: {}: what it knew of {device} is lost", code::ledger(error));
             Ok(None)
         }
         Err(error) => Err(code::ledger(error)),

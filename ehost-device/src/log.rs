@@ -2,7 +2,6 @@
 //!
 //! A line that cannot be written is told on stderr and fails nothing: the log is about the call, not part of it.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -61,15 +60,12 @@ impl Sink {
     }
 
     fn write(&self, line: &Value) {
-        let line = ascii(&line.to_string()) + "\n";
+        let line = ascii(&line.to_string());
         match self {
-            Sink::Stderr => {
-                // If nobody reads it there is no one to tell.
-                let _ = std::io::stderr().write_all(line.as_bytes());
-            }
+            Sink::Stderr => cni::tell!("{line}"),
             Sink::File(path) => {
-                if let Err(error) = files::append(path, line.as_bytes()) {
-                    eprintln!("ehost-device: {}", error.chain());
+                if let Err(error) = files::append(path, format!("{line}\n").as_bytes()) {
+                    cni::tell!("ehost-device: {}", error.chain());
                 }
             }
         }
@@ -106,7 +102,7 @@ pub(crate) fn logged<T>(
             sink.write(&line(config, environment, &steps, outcome.as_ref().err(), began.elapsed()));
         }
         // An ADD was refused for it; what is only told here is a DEL, and the like.
-        Err(error) => eprintln!("ehost-device: {error}: nothing is logged"),
+        Err(error) => cni::tell!("ehost-device: {error}: nothing is logged"),
     }
     outcome
 }

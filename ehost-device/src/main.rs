@@ -5,6 +5,9 @@
 //!
 //! <https://www.cni.dev/docs/spec/>
 
+// `eprintln!` panics where nobody reads stderr any more; `cni::tell!` does not.
+#![warn(clippy::print_stderr)]
+
 mod allocation;
 mod check;
 mod code;

@@ -4,6 +4,9 @@
 //! The flow of an ADD is [`plan`] (ask the API server and the kubelet, decide), then [`attach`] (run the delegates, in
 //! order, each after it is on disk that it will run). DEL reads the disk and asks nobody.
 
+// `eprintln!` panics where nobody reads stderr any more; `cni::tell!` does not.
+#![warn(clippy::print_stderr)]
+
 mod attach;
 mod collect;
 mod devices;

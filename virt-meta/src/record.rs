@@ -204,7 +204,7 @@ impl Store {
         let file = self.folder.join(name(container));
         match fs::rename(&file, self.folder.join(format!("{}.unusable", name(container)))) {
             Ok(()) => {
-                eprintln!("virt-meta: {} cannot be read and is kept as *.unusable", file.display());
+                cni::tell!("virt-meta: {} cannot be read and is kept as *.unusable", file.display());
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

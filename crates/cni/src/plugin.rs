@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -162,6 +163,19 @@ pub fn main(plugin: &impl Plugin, about: &About) -> ExitCode {
         // Nobody listens any more; the exit code is all that is left to say.
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// Writes a line for people to stderr, as `eprintln!` does. That nobody reads it any more is no fault: a runtime that dies leaves the other
+/// end of the pipe closed, and `eprintln!` would panic, in the middle of an ADD.
+#[macro_export]
+macro_rules! tell {
+    ($($words:tt)*) => { $crate::plugin::write_line(::std::format_args!($($words)*)) };
+}
+
+/// What [`tell!`] does.
+#[doc(hidden)]
+pub fn write_line(words: fmt::Arguments<'_>) {
+    let _ = io::stderr().write_all(format!("{words}\n").as_bytes());
 }
 
 /// The version that errors are spoken in, once it is known.

@@ -26,7 +26,7 @@ impl Insistence {
     pub(crate) fn weigh(self, refusal: Error) -> Result<(), Error> {
         let Insistence { key, insists } = self;
         if insists {
-            eprintln!("ehost-device: WARNING: {}; {key} lets it pass all the same", refusal.details);
+            cni::tell!("ehost-device: WARNING: {}; {key} lets it pass all the same", refusal.details);
             return Ok(());
         }
         let details =

@@ -74,7 +74,7 @@ impl Surroundings {
     /// For DEL: a key that is wrong is as good as absent. An ADD with it has been refused, and the DEL that follows must
     /// not be, or the pod would never end.
     pub(crate) fn read_leniently(config: &Config) -> Surroundings {
-        let told = |error: &Error| eprintln!("ehost-device: {error}: the usual value is taken");
+        let told = |error: &Error| cni::tell!("ehost-device: {error}: the usual value is taken");
         Surroundings::new(
             state_folder(config).inspect_err(told).unwrap_or(STATE),
             ipam_timeout(config).inspect_err(told).unwrap_or(IPAM_TIMEOUT),

@@ -135,7 +135,7 @@ fn clear(
         }
         Err(error) => {
             // Nothing can be learned from it. If the NIC is at home it tells us nothing that we need, either.
-            eprintln!(
+            cni::tell!(
                 "ehost-device: {}; it is kept as {}.json.unusable",
                 code::ledger(error),
                 entry.device()
@@ -154,11 +154,11 @@ fn clear(
 
 fn repair(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Option<Home>, Error> {
     let device = &lease.device;
-    eprintln!("ehost-device: device {device} has a stale lease of {}: bringing it home", lease.owner);
+    cni::tell!("ehost-device: device {device} has a stale lease of {}: bringing it home", lease.owner);
     match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE).map_err(code::not_home)? {
         Homecoming::Home | Homecoming::Gone => Ok(None),
         Homecoming::Displaced { name } => {
-            eprintln!(
+            cni::tell!(
                 "ehost-device: device {device} is home as {name}: its name or an alternative name is taken, or it carries the node"
             );
             Ok(Some(lease.home.clone()))

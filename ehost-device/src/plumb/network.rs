@@ -52,7 +52,7 @@ pub(super) fn configure(
             // The route to the subnet itself, which IPAM plugins like to name, came with the address. Another that is there
             // is that of a network before this one, and stays: the cluster's default route leads to all services.
             Err(error) if error.is_exists() => {
-                eprintln!("ehost-device: the pod has a route to {} already, which stays", route.dst);
+                cni::tell!("ehost-device: the pod has a route to {} already, which stays", route.dst);
             }
             other => other.map_err(code::io(what("add a route through")))?,
         }
@@ -102,7 +102,7 @@ fn introduce(pod: &mut Pod, link: &Link, ips: &[Ip]) -> Result<(), Error> {
     let Pod { netns, routes } = pod;
     let done = netns.run(|| -> Result<(), Error> {
         if !await_carrier(routes, link.index, Instant::now() + CARRIER_PATIENCE).map_err(code::io(what()))? {
-            eprintln!("ehost-device: {} has no carrier: its addresses are not announced", link.name);
+            cni::tell!("ehost-device: {} has no carrier: its addresses are not announced", link.name);
             return Ok(());
         }
         detect_duplicates(routes, link, ips)?;
@@ -114,7 +114,7 @@ fn introduce(pod: &mut Pod, link: &Link, ips: &[Ip]) -> Result<(), Error> {
             };
             // The neighbours find out by themselves, only later.
             if let Err(error) = told {
-                eprintln!("ehost-device: {}", error.chain());
+                cni::tell!("ehost-device: {}", error.chain());
             }
         }
         Ok(())
@@ -139,7 +139,7 @@ fn detect_duplicates(routes: &mut Socket, link: &Link, ips: &[Ip]) -> Result<(),
             Err(Error::new(DUPLICATE_ADDRESS, message))
         }
         DuplicateDetection::Undecided(ips) => {
-            eprintln!("ehost-device: {}: duplicate detection goes on for {}", link.name, list(&ips));
+            cni::tell!("ehost-device: {}: duplicate detection goes on for {}", link.name, list(&ips));
             Ok(())
         }
     }

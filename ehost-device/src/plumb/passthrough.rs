@@ -24,7 +24,7 @@ pub(super) fn add(add: &Add, settings: &Settings, device: &DeviceId) -> Result<S
         let details = format!("its driver is {DRIVER}: a program in the pod drives it");
         return Err(Error::new(Code::UNSUPPORTED_FIELD, message).with_details(details));
     }
-    eprintln!("ehost-device: device {device} is driven by {DRIVER}: it gets addresses, and no interface");
+    cni::tell!("ehost-device: device {device} is driven by {DRIVER}: it gets addresses, and no interface");
     let plugins = settings.surroundings.plugins(&add.environment.path);
     let ipam = plugins.ipam_add(&add.config, &add.environment)?;
     if ipam.as_ref().is_some_and(|ipam| ipam.ips.is_empty()) {

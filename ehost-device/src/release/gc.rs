@@ -39,7 +39,7 @@ fn stale_leases(gc: &Gc, ledger: &Ledger, plugins: &Plugins) -> Vec<Result<(), E
         Err(error) => return vec![Err(code::ledger(error))],
     };
     for unusable in &listing.unusable {
-        eprintln!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
+        cni::tell!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
     }
     let mut node = match Node::here() {
         Ok(node) => node,

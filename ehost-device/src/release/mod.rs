@@ -37,7 +37,7 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
         Ok(_) => plugins.ipam_del(&del.config, &del.environment),
         // No plugin can have been called by such a name, so none has given an address.
         Err(error) => {
-            eprintln!("ehost-device: {error}: there is no address to give back");
+            cni::tell!("ehost-device: {error}: there is no address to give back");
             Ok(())
         }
     };
@@ -58,7 +58,7 @@ fn release(ledger: &Ledger, del: &Del, steps: &mut Steps) -> Vec<Error> {
     let leases = match ledger.list() {
         Ok(listing) => {
             for unusable in &listing.unusable {
-                eprintln!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
+                cni::tell!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
             }
             listing.leases
         }
@@ -90,14 +90,14 @@ fn return_device(
     let Some(lease) = entry.read().map_err(code::ledger)?.filter(is_meant) else { return Ok(()) };
     match ledger::bring_home(node, &entry, &lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
         Homecoming::Home => {}
-        Homecoming::Gone => eprintln!("ehost-device: device {device} exists no more; its lease is closed"),
-        Homecoming::Displaced { name } => eprintln!(
+        Homecoming::Gone => cni::tell!("ehost-device: device {device} exists no more; its lease is closed"),
+        Homecoming::Displaced { name } => cni::tell!(
             "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \
              interface, or it carries the node by now; it gets it back when that is over",
             lease.home.name
         ),
         // An error here would keep the pod in Terminating for as long as some process holds its namespace open.
-        Homecoming::OutOfSight => eprintln!(
+        Homecoming::OutOfSight => cni::tell!(
             "ehost-device: WARNING: device {device} of {} has not come back: its lease stays, and the next ADD, DEL or GC \
              brings it home",
             lease.owner

@@ -33,7 +33,7 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
         Err(_) => entry.set_aside().map_err(code::ledger)?,
     }
     let name = home_name(&link);
-    eprintln!(
+    cni::tell!(
         "ehost-device: device {id} has no lease: it comes home as {name}, down, since nothing is known of its past"
     );
     let lease = Lease {

@@ -110,6 +110,19 @@ fn a_log_on_stderr_has_hostile_strings_on_one_line_and_stdout_is_the_results_alo
 }
 
 #[test]
+fn that_nobody_hears_the_warnings_fails_no_call() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    // Each ADD here warns of a device that no kubelet knows, each DEL of a key that is wrong.
+    for (verb, keys) in [("ADD", json!({})), ("DEL", json!({"ipamTimeout": 0}))] {
+        let mut config = bench.config(json!({"log": "stderr"}));
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        bench.run_through(&["sh", "-c", r#"exec "$0" 2>/dev/full"#], verb, &config).expect();
+    }
+    bench.assert_untouched(&before);
+}
+
+#[test]
 fn lines_of_many_calls_stay_whole() {
     let bench = Bench::new();
     let path = bench.folder.path().join("log.json");
