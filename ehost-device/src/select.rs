@@ -21,6 +21,14 @@ pub(crate) struct Chosen {
 /// # Errors
 /// Code 100 when there is no such device; 7 when several fit.
 pub(crate) fn choose(node: &mut Node, ledger: &Ledger, selector: &Selector) -> Result<Chosen, Error> {
+    match look(node, ledger, selector) {
+        // One that came home after the look at the node and before that at the ledger was in neither.
+        Err(error) if error.code == DEVICE_NOT_FOUND => look(node, ledger, selector),
+        found => found,
+    }
+}
+
+fn look(node: &mut Node, ledger: &Ledger, selector: &Selector) -> Result<Chosen, Error> {
     match selector {
         Selector::Device(id) => by_device(node, id),
         Selector::Name(name) => {

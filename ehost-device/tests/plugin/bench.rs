@@ -232,7 +232,13 @@ impl Bench {
     /// All that `ip` knows of `eth1` on the node, but for counters and timers, and what depends on the time since it
     /// was set up.
     pub(crate) fn portrait(&self) -> Value {
-        let mut portrait: Value = serde_json::from_str(&self.on_node("-d -j link show dev eth1")).unwrap();
+        self.portrait_of("eth1")
+    }
+
+    /// The same of another link on the node.
+    pub(crate) fn portrait_of(&self, name: &str) -> Value {
+        let text = self.on_node(&format!("-d -j link show dev {name}"));
+        let mut portrait: Value = serde_json::from_str(&text).unwrap();
         let link = portrait[0].as_object_mut().unwrap();
         for volatile in ["operstate", "ifindex", "link_index", "link"] {
             link.remove(volatile);

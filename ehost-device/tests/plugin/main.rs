@@ -6,6 +6,7 @@ mod add;
 mod allocation;
 mod bad_input;
 mod bench;
+mod concurrency;
 mod crash;
 mod del;
 mod log;
