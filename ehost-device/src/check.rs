@@ -32,7 +32,7 @@ pub(crate) fn check(check: &Check, steps: &mut Steps) -> Result<(), Error> {
     steps.begin("compare");
     let netns = Netns::open(&check.netns).map_err(|error| Error::from_chain(Code::INVALID_NETNS, &error))?;
     let mut pod = netns.route_socket().map_err(code::io("enter the pod"))?;
-    let mut faults = lease_faults(&surroundings, check)?;
+    let mut faults = lease_faults(&surroundings, check, steps)?;
     match pod.link_by_name(check.if_name.as_str()).map_err(code::io("look at the pod's interfaces"))? {
         Some(link) => faults.extend(link_faults(&mut pod, check, &previous, &link)?),
         None => faults.push("it is not in the pod".to_owned()),
@@ -52,12 +52,13 @@ fn is_passed_through(config: &Config) -> Result<bool, Error> {
 }
 
 /// The NIC in the pod is the one that the lease is about.
-fn lease_faults(surroundings: &Surroundings, check: &Check) -> Result<Vec<String>, Error> {
+fn lease_faults(surroundings: &Surroundings, check: &Check, steps: &mut Steps) -> Result<Vec<String>, Error> {
     let mut node = Node::here().map_err(code::io("look at the node's network"))?;
     let listing = surroundings.ledger.list().map_err(code::ledger)?;
     let mine =
         listing.leases.into_iter().find(|lease| lease.is_for(check.container_id.as_str(), &check.if_name));
     let Some(lease) = mine else { return Ok(vec!["there is no lease for it".to_owned()]) };
+    steps.device = Some(lease.device.clone());
     let place = ledger::whereabouts(&mut node, &lease)
         .map_err(code::io(format!("look for device {}", lease.device)))?;
     Ok(match place {

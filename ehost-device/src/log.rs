@@ -1,4 +1,5 @@
-//! One line of JSON for each call, where the configuration asks for it (`log`).
+//! What is told of a call: in its error the device and the pod that it is about, and, where the configuration asks for it (`log`), one
+//! line of JSON.
 //!
 //! A line that cannot be written is told on stderr and fails nothing: the log is about the call, not part of it.
 
@@ -86,7 +87,7 @@ fn ascii(json: &str) -> String {
     ascii
 }
 
-/// Does a call, and writes its line.
+/// Does a call, completes its error, and writes its line.
 pub(crate) fn logged<T>(
     config: &Config,
     environment: &Environment,
@@ -94,12 +95,20 @@ pub(crate) fn logged<T>(
 ) -> Result<T, Error> {
     let began = Instant::now();
     let mut steps = Steps::first("prepare");
-    let outcome = work(&mut steps);
+    let pod = pod(environment);
+    let outcome = work(&mut steps).map_err(|error| named(error, steps.device.as_ref(), pod.as_deref()));
     match Sink::read(config) {
         Ok(None) => {}
         Ok(Some(sink)) => {
             steps.begin("log");
-            sink.write(&line(config, environment, &steps, outcome.as_ref().err(), began.elapsed()));
+            sink.write(&line(
+                config,
+                environment,
+                pod.as_deref(),
+                &steps,
+                outcome.as_ref().err(),
+                began.elapsed(),
+            ));
         }
         // An ADD was refused for it; what is only told here is a DEL, and the like.
         Err(error) => cni::tell!("ehost-device: {error}: nothing is logged"),
@@ -107,18 +116,32 @@ pub(crate) fn logged<T>(
     outcome
 }
 
+/// The pod as people know it: `default/testpod1`.
+fn pod(environment: &Environment) -> Option<String> {
+    let args = |key| environment.args.value(key).filter(|value| !value.is_empty());
+    Some(format!("{}/{}", args("K8S_POD_NAMESPACE")?, args("K8S_POD_NAME")?))
+}
+
+/// The error with the device and the pod that it is about, as far as they are known and it does not name them itself.
+fn named(mut error: Error, device: Option<&DeviceId>, pod: Option<&str>) -> Error {
+    let known = [("device", device.map(DeviceId::as_str)), ("pod", pod)];
+    for (kind, name) in known.into_iter().filter_map(|(kind, name)| Some((kind, name?))) {
+        if !error.message.contains(name) && !error.details.contains(name) {
+            let separator = if error.details.is_empty() { "" } else { "; " };
+            error.details.push_str(&format!("{separator}{kind} {name}"));
+        }
+    }
+    error
+}
+
 fn line(
     config: &Config,
     environment: &Environment,
+    pod: Option<&str>,
     steps: &Steps,
     error: Option<&Error>,
     took: Duration,
 ) -> Value {
-    let args = |key| environment.args.value(key).filter(|value| !value.is_empty());
-    let pod = match (args("K8S_POD_NAMESPACE"), args("K8S_POD_NAME")) {
-        (Some(namespace), Some(name)) => Some(format!("{namespace}/{name}")),
-        _ => None,
-    };
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let done = steps.done.iter().map(|(step, time)| json!({"step": step, "us": micros(*time)}));
     let mut line = json!({

@@ -248,3 +248,37 @@ fn of_many_adds_for_one_device_one_succeeds_and_the_others_can_try_again() {
     }
     bench.assert_untouched(&before);
 }
+
+#[test]
+fn every_error_names_the_device_and_the_pod() {
+    let bench = Bench::new();
+    bench.ipam("refuses", r#"echo '{"cniVersion":"1.0.0","code":142,"msg":"no"}'; exit 1"#);
+    for keys in [
+        json!({"mtu": 20}),
+        json!({"queues": 70000}),
+        json!({"ipam": {"type": "refuses"}}),
+        json!({"allowUnallocated": false}),
+        json!({"sysctl": {"net.ipv4.conf.IFNAME.no_such_setting": "1"}}),
+    ] {
+        let failed = bench.run("ADD", &bench.config(keys.clone()));
+        assert_ne!(failed.code(), 999);
+        for name in ["link:eth1", "default/testpod1"] {
+            assert!(failed.text().contains(name), "{keys}: {}", failed.text());
+        }
+    }
+    let result = bench.run("ADD", &bench.config(json!({}))).expect().json;
+    bench.in_pod("address flush dev net1");
+    let check = bench.run("CHECK", &bench.config(json!({"prevResult": result})));
+    // IPAM gives nothing back, and a DEL without a lease has no device to name.
+    let del = bench.run("DEL", &bench.config(json!({"ipam": {"type": "refuses"}})));
+    let late = bench.run("DEL", &bench.config(json!({"ipam": {"type": "refuses"}})));
+    assert_eq!(
+        [check.text(), del.text(), late.text()],
+        [
+            "interface net1 is not as ADD left it: address 10.56.217.2/24 is missing; the route to 0.0.0.0/0 is missing; \
+             the route to 10.56.217.0/24 is missing; the route to 172.30.0.0/16 is missing; device link:eth1; pod default/testpod1",
+            "plugin refuses: no: device link:eth1; pod default/testpod1",
+            "plugin refuses: no: pod default/testpod1",
+        ]
+    );
+}
