@@ -116,6 +116,7 @@ mod tests {
                 tx_queue_len: 1000,
                 up: false,
                 master: None,
+                xdp: Vec::new(),
                 channels: None,
                 rings: None,
                 addresses: Vec::new(),

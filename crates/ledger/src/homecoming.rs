@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
-use nic::{IfName, Link};
+use nic::{IfName, Link, Xdp};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
 use crate::{Entry, Error, Home, Lease, Node, Stage, Step, tuning};
@@ -431,6 +431,10 @@ fn restore(
     }
     let rename = link.name != *name;
     let readdress = home.mac.is_some() && link.mac != home.mac;
+    // A program of the pod's would see the node's packets, and while one runs in the driver that refuses MTUs and queues.
+    for program in home.foreign_xdp(link) {
+        attempt(node.routes.remove_xdp(link.index, program));
+    }
     // Kernels before 6.2 rename a link only while it is down, and some drivers change the MAC only then.
     if up && (rename || readdress || !home.up) {
         attempt(set(node, link.index, LinkChange { up: Some(false), ..LinkChange::default() }));
@@ -480,6 +484,11 @@ fn set(node: &mut Node, index: u32, change: LinkChange<'_>) -> Result<(), linux:
 }
 
 impl Home {
+    /// The XDP programs on a link that were not there at home. One that is missing now cannot be had back: it ended when it was taken off.
+    fn foreign_xdp(&self, link: &Link) -> impl Iterator<Item = Xdp> {
+        link.xdp.iter().copied().filter(|program| !self.xdp.contains(&program.id))
+    }
+
     /// In what a link at home differs from what it was, in words. Names that are `taken` by other links are not among
     /// them, nor is its first name: that is no fault of the link, and nothing can be done about it now.
     #[must_use]
@@ -507,6 +516,9 @@ impl Home {
         compare("queue length", link.tx_queue_len.to_string(), self.tx_queue_len.to_string());
         compare("alias", format!("{:?}", link.alias), format!("{:?}", self.alias));
         compare("alternative names", sorted(&link.alt_names), sorted(&self.alt_names));
+        for program in self.foreign_xdp(link) {
+            compare("XDP program", program.id.to_string(), "none".to_owned());
+        }
         compare("state", state(link.up), state(self.up));
         words
     }

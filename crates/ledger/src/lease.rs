@@ -56,6 +56,9 @@ pub struct Home {
     /// How long they were, where its driver tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rings: Option<Rings>,
+    /// The XDP programs that the node had put on it. They go with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub xdp: Vec<u32>,
     /// Its addresses but link-local ones, which the kernel makes itself, and those that expire, which whoever asked for
     /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -204,6 +207,7 @@ impl Home {
             tx_queue_len: link.tx_queue_len,
             up: link.up,
             master,
+            xdp: link.xdp.iter().map(|program| program.id).collect(),
             channels: None,
             rings: None,
             addresses: mine.map(|a| HomeAddress { ip: a.ip, prefix_len: a.prefix_len }).collect(),

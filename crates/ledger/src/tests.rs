@@ -17,6 +17,7 @@ pub(crate) fn lease(device: &str) -> Lease {
             tx_queue_len: 1000,
             up: true,
             master: None,
+            xdp: Vec::new(),
             channels: None,
             rings: None,
             addresses: vec![HomeAddress { ip: "192.0.2.1".parse().unwrap(), prefix_len: 24 }],

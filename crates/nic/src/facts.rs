@@ -43,10 +43,21 @@ pub struct Link {
     pub lower_elsewhere: bool,
     /// The other end of a tunnel.
     pub remote: Option<IpAddr>,
+    /// IFLA_XDP: the programs that see its packets first.
+    pub xdp: Vec<Xdp>,
     /// IFLA_PARENT_DEV_BUS_NAME (kernel 5.14+): `virtio`, `pci`.
     pub parent_bus: Option<String>,
     /// IFLA_PARENT_DEV_NAME (kernel 5.14+): `virtio2`, `0000:00:0a.0`.
     pub parent_device: Option<String>,
+}
+
+/// An XDP program on a link. It goes with the link into other network namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Xdp {
+    /// Which one: its number, which the kernel gives to no other program before the next boot.
+    pub id: u32,
+    /// Where it runs: XDP_FLAGS_SKB_MODE (generic), DRV_MODE (in the driver) or HW_MODE.
+    pub mode: u32,
 }
 
 /// An address on a link, as RTM_GETADDR shows it.
@@ -132,6 +143,7 @@ pub(crate) mod sample {
             further_lowers: Vec::new(),
             lower_elsewhere: false,
             remote: None,
+            xdp: Vec::new(),
             parent_bus: None,
             parent_device: None,
         }

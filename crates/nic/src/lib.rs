@@ -18,7 +18,7 @@ mod tuning;
 
 pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
 pub use device::{HardwareId, Interface, Nic};
-pub use facts::{Address, Link, Route};
+pub use facts::{Address, Link, Route, Xdp};
 pub use lifeline::{Lifeline, Named};
 pub use name::{DeviceId, IfName, NameError, ResourceName};
 pub use node::{Disagreement, Health, NodeFacts, Skip, Standing, Verdict};

@@ -50,6 +50,7 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
             tx_queue_len: link.tx_queue_len,
             up: false,
             master: None,
+            xdp: Vec::new(),
             channels: None,
             rings: None,
             addresses: Vec::new(),

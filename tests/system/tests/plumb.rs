@@ -259,22 +259,6 @@ fn the_next_add_repairs_what_a_lost_pod_left_behind() {
 }
 
 #[test]
-fn what_the_pod_did_to_the_nic_is_undone() {
-    let node = node();
-    let before = settled(&node);
-    let netns = node.netns("pod");
-    let config = network("deviceID", NIC);
-    node.cni("ehost-device", "ADD", "c1", &netns, &config).result();
-    node.sh(
-        "ip -netns pod link set net1 down && ip -netns pod link set net1 name mine address 02:00:00:00:00:01 mtu 1280 && \
-         ip -netns pod link add br0 type bridge && ip -netns pod link set mine master br0 && ip -netns pod link set mine promisc on up",
-    );
-    node.cni("ehost-device", "DEL", "c1", &netns, &config).result();
-    assert_same(&settled(&node), &before, "afterwards");
-    nothing_is_left(&node);
-}
-
-#[test]
 fn a_reboot_with_the_nic_out_costs_no_address() {
     let folder = tempfile::tempdir().unwrap();
     let spec: Spec = machine().nic(spare(NIC)).persist(folder.path());

@@ -190,6 +190,7 @@ impl Stage {
                 tx_queue_len: 1000,
                 up: false,
                 master: None,
+                xdp: Vec::new(),
                 channels: None,
                 rings: None,
                 addresses: Vec::new(),

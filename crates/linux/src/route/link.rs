@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nic::{IfName, Link, MacAddr};
+use nic::{IfName, Link, MacAddr, Xdp};
 
 use super::{RTM_DELLINK, RTM_DELLINKPROP, RTM_GETLINK, RTM_NEWLINK, RTM_NEWLINKPROP, Socket};
 use crate::Error;
@@ -21,6 +21,7 @@ const IFLA_EXT_MASK: u16 = 29;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_PERM_ADDRESS: u16 = 54;
@@ -29,6 +30,10 @@ const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
+const IFLA_XDP_FD: u16 = 1;
+const IFLA_XDP_FLAGS: u16 = 3;
+/// IFLA_XDP_DRV_PROG_ID, _SKB_ and _HW_, and the XDP_FLAGS_* of each.
+const XDP_MODES: [(u16, u32); 3] = [(5, 1 << 2), (6, 1 << 1), (7, 1 << 3)];
 /// RTEXT_FILTER_SKIP_STATS: statistics are most of a link's message, and we read none.
 const SKIP_STATS: u32 = 1 << 3;
 
@@ -172,6 +177,19 @@ impl Socket {
         self.call(|| format!("{verb} alternative names {names:?} of link {index}"), request)
     }
 
+    /// Takes an XDP program off a link.
+    ///
+    /// # Errors
+    /// EBUSY where a process or a file holds it there by a BPF link.
+    pub fn remove_xdp(&mut self, index: u32, program: Xdp) -> Result<(), Error> {
+        let mut request = Request::new(RTM_NEWLINK, 0, &body(index, 0, 0));
+        request.attributes().nest(IFLA_XDP, |xdp| {
+            xdp.put(IFLA_XDP_FD, &(-1i32).to_ne_bytes());
+            xdp.put_u32(IFLA_XDP_FLAGS, program.mode);
+        });
+        self.call(|| format!("take XDP program {} off link {index}", program.id), request)
+    }
+
     /// Makes a VLAN of this tag upon a link, down.
     ///
     /// # Errors
@@ -257,6 +275,7 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
         further_lowers: Vec::new(),
         lower_elsewhere: false,
         remote: None,
+        xdp: Vec::new(),
         parent_bus: None,
         parent_device: None,
     };
@@ -275,6 +294,7 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
             IFLA_LINK_NETNSID => link.lower_elsewhere = true,
             IFLA_PARENT_DEV_NAME => link.parent_device = Some(wire::text(value)),
             IFLA_PARENT_DEV_BUS_NAME => link.parent_bus = Some(wire::text(value)),
+            IFLA_XDP => link.xdp = xdp(value),
             IFLA_LINKINFO => read_info(&mut link, value),
             IFLA_PROP_LIST => {
                 let names = wire::attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
@@ -313,6 +333,13 @@ fn read_info(link: &mut Link, info: &[u8]) {
             link.remote = wire::ip(value).filter(|ip| !ip.is_unspecified()).or(link.remote);
         }
     }
+}
+
+fn xdp(value: &[u8]) -> Vec<Xdp> {
+    let mode = |kind| XDP_MODES.iter().find(|(attribute, _)| *attribute == kind).map(|(_, mode)| *mode);
+    wire::attributes(value)
+        .filter_map(|(kind, id)| Some(Xdp { mode: mode(kind)?, id: wire::u32_at(id, 0)? }))
+        .collect()
 }
 
 fn mac(value: &[u8]) -> Option<MacAddr> {
