@@ -119,6 +119,7 @@ mod tests {
                 xdp: Vec::new(),
                 channels: None,
                 rings: None,
+                offloads: None,
                 addresses: Vec::new(),
             },
             owner: owner("one"),

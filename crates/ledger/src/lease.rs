@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nic::{Address, Channels, DeviceId, IfName, Link, MacAddr, Rings};
+use nic::{Address, Channels, DeviceId, IfName, Link, MacAddr, Offloads, Rings};
 use serde::{Deserialize, Serialize};
 
 /// A NIC that is, or is about to be, away from home.
@@ -56,6 +56,9 @@ pub struct Home {
     /// How long they were, where its driver tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rings: Option<Rings>,
+    /// Which offloads were wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offloads: Option<Offloads>,
     /// The XDP programs that the node had put on it. They go with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub xdp: Vec<u32>,
@@ -186,7 +189,7 @@ impl Lease {
 }
 
 impl Home {
-    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master. Queues and rings are not in
+    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master. Queues, rings and offloads are not in
     /// it.
     #[must_use]
     pub fn of(link: &Link, addresses: &[Address], master: Option<IfName>) -> Home {
@@ -210,6 +213,7 @@ impl Home {
             xdp: link.xdp.iter().map(|program| program.id).collect(),
             channels: None,
             rings: None,
+            offloads: None,
             addresses: mine.map(|a| HomeAddress { ip: a.ip, prefix_len: a.prefix_len }).collect(),
         }
     }

@@ -20,6 +20,7 @@ pub(crate) fn lease(device: &str) -> Lease {
             xdp: Vec::new(),
             channels: None,
             rings: None,
+            offloads: None,
             addresses: vec![HomeAddress { ip: "192.0.2.1".parse().unwrap(), prefix_len: 24 }],
         },
         owner: Owner {

@@ -1,4 +1,4 @@
-//! Queues and rings of a NIC that came home: what the ADD's configuration or the pod set is taken back.
+//! Queues, rings and offloads of a NIC that came home: what the ADD's configuration or the pod set is taken back.
 
 use nic::Link;
 
@@ -7,7 +7,7 @@ use crate::{Home, Node};
 /// Sets back what differs; what the kernel refuses is returned.
 pub(crate) fn restore(node: &mut Node, home: &Home, index: u32) -> Result<Vec<linux::Error>, linux::Error> {
     let mut faults = Vec::new();
-    if home.channels.is_none() && home.rings.is_none() {
+    if home.channels.is_none() && home.rings.is_none() && home.offloads.is_none() {
         return Ok(faults);
     }
     // By name, and whether it has its own back nobody has looked yet.
@@ -21,6 +21,11 @@ pub(crate) fn restore(node: &mut Node, home: &Home, index: u32) -> Result<Vec<li
         && node.routes.rings(&name)?.is_some_and(|rings| rings.now != then)
     {
         faults.extend(node.routes.set_rings(&name, then).err());
+    }
+    if let Some(then) = home.offloads
+        && node.routes.offloads(&name)?.is_some_and(|now| now != then)
+    {
+        faults.extend(node.routes.set_offloads(&name, then).err());
     }
     Ok(faults)
 }
@@ -39,6 +44,12 @@ pub(crate) fn differences(node: &mut Node, home: &Home, link: &Link) -> Result<V
         && now != then
     {
         words.push(format!("rings are {now}, were {then}"));
+    }
+    if let Some(then) = home.offloads
+        && let Some(now) = node.routes.offloads(&link.name)?
+        && now != then
+    {
+        words.push(format!("offloads are {now}, were {then}"));
     }
     Ok(words)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use linux::route::{DuplicateDetection, Event, Groups, LinkChange, Monitor, NewRoute, Socket};
 use linux::{Error, Netns};
-use nic::{IfName, Link, MacAddr};
+use nic::{IfName, Link, MacAddr, Offloads};
 
 /// A network namespace and a socket in it; both end with the test.
 struct Space {
@@ -168,6 +168,20 @@ fn alternative_names_come_and_go() {
     assert!(space.socket.add_alt_names(index, &names[..1]).unwrap_err().is_exists());
     space.socket.remove_alt_names(index, &names).unwrap();
     assert!(space.link("dm0").alt_names.is_empty());
+}
+
+#[test]
+fn offloads_are_switched_and_switched_back() {
+    let mut space = Space::new();
+    space.ip("link add veth0 type veth peer name veth0-p");
+    let veth = name("veth0");
+    let before = space.socket.offloads(&veth).unwrap().unwrap();
+    assert_ne!(before, Offloads::default(), "a veth wants some");
+    space.socket.set_offloads(&veth, Offloads::default()).unwrap();
+    assert_eq!(space.socket.offloads(&veth).unwrap(), Some(Offloads::default()));
+    space.socket.set_offloads(&veth, before).unwrap();
+    assert_eq!(space.socket.offloads(&veth).unwrap(), Some(before));
+    assert!(space.socket.offloads(&name("absent")).is_err());
 }
 
 #[test]

@@ -26,4 +26,4 @@ pub use pattern::Pattern;
 pub use pool::{Membership, Pool, Pools, Unwanted};
 pub use preference::{COOL_DOWN, Candidate, Used, prefer};
 pub use selector::{AtHome, Demand, Metadata, Needs, Selector, Told, View};
-pub use tuning::{Channels, Rings, Tunable};
+pub use tuning::{Channels, Offloads, Rings, Tunable};

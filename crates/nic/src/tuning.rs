@@ -30,6 +30,11 @@ pub struct Rings {
     pub tx: u32,
 }
 
+/// Which offloads an administrator wants of those that can be switched, a bit for each, as `struct ethtool_get_features_block` has them.
+/// Which bit is which is the running kernel's business.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offloads(pub [u32; 2]);
+
 /// What is, and what could be at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunable<T> {
@@ -66,6 +71,13 @@ impl fmt::Display for Channels {
 impl fmt::Display for Rings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rx {} rx-mini {} rx-jumbo {} tx {}", self.rx, self.rx_mini, self.rx_jumbo, self.tx)
+    }
+}
+
+impl fmt::Display for Offloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Offloads([low, high]) = self;
+        write!(f, "{high:08x}{low:08x}")
     }
 }
 

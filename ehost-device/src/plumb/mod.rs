@@ -223,6 +223,7 @@ fn lease(
             Home {
                 channels: tuning.channels.map(|channels| channels.now),
                 rings: tuning.rings.map(|rings| rings.now),
+                offloads: node.routes.offloads(&link.name).map_err(code::io("look at the NIC's offloads"))?,
                 ..Home::of(link, &addresses, master.map(|master| master.name))
             }
         }

@@ -53,6 +53,7 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
             xdp: Vec::new(),
             channels: None,
             rings: None,
+            offloads: None,
             addresses: Vec::new(),
         },
         owner: Owner {

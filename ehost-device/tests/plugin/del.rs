@@ -1,9 +1,10 @@
 //! DEL: succeeds whatever is gone, brings home whatever is there, and touches nothing that is another's.
 
 use linux::Netns;
+use nic::Offloads;
 use serde_json::json;
 
-use crate::bench::{Bench, path_of};
+use crate::bench::{Bench, path_of, routes};
 
 #[test]
 fn del_succeeds_when_there_is_nothing_to_do_and_always_asks_ipam() {
@@ -66,8 +67,10 @@ fn a_late_del_of_another_container_does_not_touch_the_nic() {
 fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
     let bench = Bench::new();
     let before = bench.portrait();
+    let offloads = routes(&bench.node).offloads(&"eth1".parse().unwrap()).unwrap();
     let config = bench.config(json!({}));
     bench.run("ADD", &config).expect();
+    routes(&bench.pod).set_offloads(&"net1".parse().unwrap(), Offloads::default()).unwrap();
     bench.in_pod("link set net1 down");
     bench.in_pod("link set net1 name mine address 02:00:00:00:00:99 mtu 1200 txqueuelen 5 promisc on");
     bench.in_pod("link set mine alias theirs");
@@ -78,6 +81,7 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
     bench.in_pod("link set mine up");
     bench.run("DEL", &config).expect();
     assert_eq!(bench.portrait(), before);
+    assert_eq!(routes(&bench.node).offloads(&"eth1".parse().unwrap()).unwrap(), offloads);
     assert!(bench.pod_link("upon").is_none(), "what was built upon the NIC stayed");
     bench.run("ADD", &config).expect();
     bench.in_pod("link add br1 type bridge");

@@ -64,6 +64,7 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_left() {
         "ip link set net1 xdpgeneric obj /tmp/xdp-pass.o sec xdp",
         "ip link set net1 xdpdrv obj /tmp/xdp-pass.o sec xdp",
         "tc qdisc replace dev net1 root netem delay 1s && tc qdisc add dev net1 clsact",
+        "ethtool -K net1 gso on tso off gro off rx off",
         "ethtool -G net1 rx 128 tx 128",
         "ip addr flush dev net1 && ip addr add 10.66.0.1/24 dev net1 && ip route add 10.67.0.0/24 via 10.66.0.2 && \
          ip neigh add 10.66.0.2 lladdr 02:00:00:00:00:77 dev net1",

@@ -193,6 +193,7 @@ impl Stage {
                 xdp: Vec::new(),
                 channels: None,
                 rings: None,
+                offloads: None,
                 addresses: Vec::new(),
             },
             owner: ledger::Owner {

@@ -1,10 +1,10 @@
-//! Queues and rings of an interface: ethtool's ioctl, which any socket takes, for its own network namespace.
+//! Queues, rings and offloads of an interface: ethtool's ioctl, which any socket takes, for its own network namespace.
 //!
 //! Source: include/uapi/linux/ethtool.h, net/ethtool/ioctl.c.
 
 use std::ffi::c_void;
 
-use nic::{Channels, IfName, Rings, Tunable};
+use nic::{Channels, IfName, Offloads, Rings, Tunable};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 
@@ -14,8 +14,12 @@ use crate::Error;
 const SIOCETHTOOL: Opcode = 0x8946;
 const ETHTOOL_GRINGPARAM: u32 = 0x10;
 const ETHTOOL_SRINGPARAM: u32 = 0x11;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
+const ETHTOOL_SFEATURES: u32 = 0x3b;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
+/// How many words the kernel has for its offloads (net/ethtool/common.h, ETHTOOL_DEV_FEATURE_WORDS).
+const WORDS: u32 = 2;
 
 impl Socket {
     /// The queues of an interface; `None` where its driver does not tell.
@@ -50,6 +54,37 @@ impl Socket {
         self.tune("rings", name, ETHTOOL_SRINGPARAM, rings.into())
     }
 
+    /// The offloads that are wanted of an interface; `None` where the kernel knows more of them than fit.
+    ///
+    /// # Errors
+    /// The kernel refuses: there is no such interface.
+    pub fn offloads(&mut self, name: &IfName) -> Result<Option<Offloads>, Error> {
+        Ok(self.features(name)?.map(|(_, wanted)| wanted))
+    }
+
+    /// Switches the offloads of an interface. Whether the driver does all that is wanted is another matter.
+    ///
+    /// # Errors
+    /// The kernel refuses: there is no such interface.
+    pub fn set_offloads(&mut self, name: &IfName, Offloads([low, high]): Offloads) -> Result<(), Error> {
+        let Some(([can_low, can_high], _)) = self.features(name)? else { return Ok(()) };
+        self.ethtool(name, &mut [ETHTOOL_SFEATURES, WORDS, can_low, low, can_high, high]).map_err(|errno| {
+            Error::Transport { what: format!("set the offloads of {name}"), source: errno.into() }
+        })
+    }
+
+    /// Which offloads can be switched, and which of these are wanted.
+    fn features(&mut self, name: &IfName) -> Result<Option<([u32; 2], Offloads)>, Error> {
+        let mut parameters = [ETHTOOL_GFEATURES, WORDS, 0, 0, 0, 0, 0, 0, 0, 0];
+        self.ethtool(name, &mut parameters).map_err(|errno| Error::Transport {
+            what: format!("read the offloads of {name}"),
+            source: errno.into(),
+        })?;
+        // For each word: what can be switched, what is wanted, what is active, what cannot be switched.
+        let [_, words, can_low, low, _, _, can_high, high, _, _] = parameters;
+        Ok((words == WORDS).then_some(([can_low, can_high], Offloads([can_low & low, can_high & high]))))
+    }
+
     fn tuning<T: From<[u32; 4]>>(
         &mut self,
         what: &str,
@@ -78,9 +113,10 @@ impl Socket {
         })
     }
 
-    /// One call with a command, four limits and four values: `struct ethtool_channels`, `struct ethtool_ringparam`.
-    fn ethtool(&mut self, name: &IfName, parameters: &mut [u32; 9]) -> rustix::io::Result<()> {
-        let mut request = Request { name: [0; 16], data: parameters, rest: [0; 16] };
+    /// One call with the structure of a command, whole: `struct ethtool_channels` and `struct ethtool_ringparam` are a command, four limits
+    /// and four values; `struct ethtool_gfeatures` and `ethtool_sfeatures` say themselves how long they are.
+    fn ethtool(&mut self, name: &IfName, parameters: &mut [u32]) -> rustix::io::Result<()> {
+        let mut request = Request { name: [0; 16], data: parameters.as_mut_ptr(), rest: [0; 16] };
         // An interface's name has 15 bytes at most, so a NUL stays.
         for (to, from) in request.name.iter_mut().zip(name.as_str().bytes()) {
             *to = from;
@@ -98,7 +134,7 @@ impl Socket {
 #[repr(C)]
 struct Request {
     name: [u8; 16],
-    data: *mut [u32; 9],
+    data: *mut u32,
     rest: [u8; 16],
 }
 
