@@ -28,6 +28,7 @@ use crate::config::Settings;
 use crate::identity::Identity;
 use crate::log::Steps;
 use crate::owner::{self, Standing};
+use crate::release;
 use crate::select::{self, Chosen};
 use shape::Tuning;
 use transaction::Transaction;
@@ -68,7 +69,7 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     // Before its lease is closed, which may be all that tells.
     let confirm = |link: &Link| identity.confirm(link).or_else(|refusal| settings.another_nic.weigh(refusal));
     chosen.link.as_ref().map_or(Ok(()), confirm)?;
-    let (link, inherited) = clear(&mut node, &entry, &settings, &wanted)?;
+    let (link, inherited) = clear(&mut node, &entry, &settings, &wanted, add)?;
     let link = match link {
         Some(link) => link,
         None if node.devices.driver(&chosen.id).as_deref() == Some(passthrough::DRIVER) => {
@@ -117,6 +118,7 @@ fn clear(
     entry: &Entry<'_>,
     settings: &Settings,
     wanted: &Owner,
+    add: &Add,
 ) -> Result<(Option<Link>, Option<Home>), Error> {
     let ledger = &settings.surroundings.ledger;
     let mut inherited = None;
@@ -127,7 +129,7 @@ fn clear(
                 .map_err(code::io(format!("look for device {}", lease.device)))?;
             match owner::judge(&lease, &place, wanted) {
                 Standing::InUse(error) => return Err(error),
-                Standing::Stale => inherited = repair(node, entry, &lease)?,
+                Standing::Stale => inherited = repair(node, entry, &lease, settings, add)?,
             }
         }
         Err(error @ ledger::Error::Unusable { source: ledger::Fault::Newer { .. }, .. }) => {
@@ -152,9 +154,21 @@ fn clear(
     Ok((link, inherited))
 }
 
-fn repair(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Option<Home>, Error> {
+fn repair(
+    node: &mut Node,
+    entry: &Entry<'_>,
+    lease: &Lease,
+    settings: &Settings,
+    add: &Add,
+) -> Result<Option<Home>, Error> {
     let device = &lease.device;
     cni::tell!("ehost-device: device {device} has a stale lease of {}: bringing it home", lease.owner);
+    // The runtime may have forgotten that container (containerd does when the machine is switched off soon after it was made): then
+    // no DEL comes. How another network gives addresses back is not known here; its GC asks IPAM.
+    if lease.owner.network == add.config.name().as_str() {
+        let plugins = settings.surroundings.plugins(&add.environment.path);
+        release::give_back(&plugins, &add.config, &add.environment, lease)?;
+    }
     match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE).map_err(code::not_home)? {
         Homecoming::Home | Homecoming::Gone => Ok(None),
         Homecoming::Displaced { name } => {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use cni::Error;
 use cni::delegate::Plugins;
 use cni::plugin::Gc;
-use cni::{Environment, Error, Verb};
 use ledger::{Lease, Ledger, Node};
 
-use super::{internal, return_device};
+use super::{give_back, return_device};
 use crate::code;
 use crate::config::Surroundings;
 use crate::log::Steps;
@@ -47,21 +47,9 @@ fn stale_leases(gc: &Gc, ledger: &Ledger, plugins: &Plugins) -> Vec<Result<(), E
     };
     let mut outcomes = Vec::new();
     for lease in listing.leases.into_iter().filter(is_stale) {
-        // An IPAM plugin older than 1.1.0 knows no GC, so its DEL is called as the container's would have been; before
-        // the lease is closed, since after that nobody would know of the address.
-        outcomes.push(environment(gc, &lease).and_then(|del| plugins.ipam_del(&gc.config, &del)));
+        // An IPAM plugin older than 1.1.0 knows no GC.
+        outcomes.push(give_back(plugins, &gc.config, &gc.environment, &lease));
         outcomes.push(return_device(&mut node, ledger, &lease.device, None, is_stale));
     }
     outcomes
-}
-
-/// What the environment of the DEL would have been that never came.
-fn environment(gc: &Gc, lease: &Lease) -> Result<Environment, Error> {
-    Ok(Environment {
-        container_id: Some(
-            lease.owner.container_id.parse().map_err(|error: cni::NameError| internal(&error))?,
-        ),
-        if_name: Some(lease.owner.if_name.clone()),
-        ..gc.environment.with_verb(Verb::Del)
-    })
 }

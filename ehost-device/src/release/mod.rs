@@ -8,8 +8,9 @@ mod rescue;
 use std::path::Path;
 use std::time::Duration;
 
+use cni::delegate::Plugins;
 use cni::plugin::Del;
-use cni::{Code, Error};
+use cni::{Code, Config, Environment, Error, Verb};
 use ledger::{Homecoming, Lease, Ledger, Node};
 use nic::DeviceId;
 
@@ -104,6 +105,26 @@ fn return_device(
         ),
     }
     Ok(())
+}
+
+/// Gives back the addresses of a container whose DEL never came, by calling IPAM as that would have; before the lease is closed,
+/// since after that nobody knows of them.
+///
+/// # Errors
+/// IPAM's.
+pub(crate) fn give_back(
+    plugins: &Plugins,
+    config: &Config,
+    environment: &Environment,
+    lease: &Lease,
+) -> Result<(), Error> {
+    let owner = &lease.owner;
+    let del = Environment {
+        container_id: Some(owner.container_id.parse().map_err(|error: cni::NameError| internal(&error))?),
+        if_name: Some(owner.if_name.clone()),
+        ..Environment::new(Verb::Del, environment.path.clone())
+    };
+    plugins.ipam_del(config, &del)
 }
 
 /// What a `Del` says when a name in it cannot be used.

@@ -101,6 +101,29 @@ fn a_nic_that_fell_home_under_its_pods_name_is_restored_by_the_next_add() {
 }
 
 #[test]
+fn an_add_that_repairs_a_lease_gives_back_the_address_that_its_network_gave() {
+    for (network, given_back) in [("virt-net1", true), ("another", false)] {
+        let bench = Bench::new();
+        let said = bench.folder.path().join("said");
+        let tell = format!("echo $CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME >>{}", said.display());
+        bench.ipam("tells", &format!("{tell}\n{ANSWERS}"));
+        let config = bench.config(json!({"ipam": {"type": "tells"}}));
+        bench.run("ADD", &config).expect();
+        // The namespace ends, and the runtime forgets the container, as after a power cut: no DEL comes.
+        bench.in_pod(&format!("link set net1 netns {}", path_of(&bench.node).display()));
+        let second = Netns::create().unwrap();
+        let path = path_of(&second).display().to_string();
+        let config = bench.config(json!({"ipam": {"type": "tells"}, "name": network}));
+        bench.run_for("ADD", "two", &path, &config).expect();
+        let said = std::fs::read_to_string(said).unwrap();
+        let mut expected = vec!["ADD one net1", "DEL one net1", "ADD two net1"];
+        expected.retain(|line| given_back || !line.starts_with("DEL"));
+        assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+        bench.run_for("DEL", "two", &path, &config).expect();
+    }
+}
+
+#[test]
 fn a_torn_lease_is_set_aside_when_the_nic_is_home() {
     let bench = Bench::new();
     let before = bench.portrait();
