@@ -121,6 +121,7 @@ mod tests {
                 rings: None,
                 offloads: None,
                 addresses: Vec::new(),
+                routes: Vec::new(),
             },
             owner: owner("one"),
             stage,

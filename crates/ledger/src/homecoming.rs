@@ -476,7 +476,29 @@ fn restore(
             other => attempt(other),
         }
     }
+    for route in &home.routes {
+        // It is there, or another way to the same destination, which somebody chose meanwhile.
+        match node.routes.give_route(link.index, route) {
+            Err(error) if error.is_exists() => {}
+            other => attempt(other),
+        }
+    }
     Ok(faults)
+}
+
+/// Of the routes that a NIC had at home those that it has not, in words: another link leads there by now, or the kernel refuses. That
+/// does not keep it from being home, since the routes of a node may change while a NIC is away.
+///
+/// # Errors
+/// The kernel does not answer.
+pub fn lost_routes(node: &mut Node, home: &Home) -> Result<Vec<String>, linux::Error> {
+    if home.routes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(link) = node.routes.link_by_name(home.name.as_str())? else { return Ok(Vec::new()) };
+    let now = node.routes.kept_routes(link.index)?;
+    let lost = home.routes.iter().filter(|then| !now.contains(then));
+    Ok(lost.map(|route| format!("{route:?}")).collect())
 }
 
 fn set(node: &mut Node, index: u32, change: LinkChange<'_>) -> Result<(), linux::Error> {

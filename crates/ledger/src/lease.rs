@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use linux::route::KeptRoute;
 use nic::{Address, Channels, DeviceId, IfName, Link, MacAddr, Offloads, Rings};
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,9 @@ pub struct Home {
     /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<HomeAddress>,
+    /// The routes through it that an administrator set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<KeptRoute>,
 }
 
 /// An address of a NIC at home.
@@ -189,8 +193,8 @@ impl Lease {
 }
 
 impl Home {
-    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master. Queues, rings and offloads are not in
-    /// it.
+    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master. Queues, rings, offloads and
+    /// routes are not in it.
     #[must_use]
     pub fn of(link: &Link, addresses: &[Address], master: Option<IfName>) -> Home {
         let link_local = |ip: IpAddr| match ip {
@@ -215,6 +219,7 @@ impl Home {
             rings: None,
             offloads: None,
             addresses: mine.map(|a| HomeAddress { ip: a.ip, prefix_len: a.prefix_len }).collect(),
+            routes: Vec::new(),
         }
     }
 }

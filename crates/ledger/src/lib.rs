@@ -26,7 +26,7 @@ use linux::files::{self, Lock};
 use nic::DeviceId;
 use serde::{Deserialize, Serialize};
 
-pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, put_right, whereabouts};
+pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, lost_routes, put_right, whereabouts};
 pub use identity::Identities;
 pub use lease::{Home, HomeAddress, Lease, Owner, Pod, Stage, Step};
 pub use node::{Node, look_into_pod};

@@ -22,6 +22,7 @@ pub(crate) fn lease(device: &str) -> Lease {
             rings: None,
             offloads: None,
             addresses: vec![HomeAddress { ip: "192.0.2.1".parse().unwrap(), prefix_len: 24 }],
+            routes: vec!["02180000fe03fd010000000008000100c6336400".parse().unwrap()],
         },
         owner: Owner {
             container_id: "3f1e".to_owned(),

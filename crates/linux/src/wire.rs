@@ -47,6 +47,10 @@ impl Request {
         &mut self.payload
     }
 
+    pub(crate) fn into_payload(self) -> Vec<u8> {
+        self.payload.bytes
+    }
+
     pub(crate) fn bytes(&self, sequence: u32) -> Vec<u8> {
         let length = u32::try_from(HEADER + self.payload.bytes.len()).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(HEADER + self.payload.bytes.len());

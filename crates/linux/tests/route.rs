@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use linux::route::{DuplicateDetection, Event, Groups, LinkChange, Monitor, NewRoute, Socket};
+use linux::route::{DuplicateDetection, Event, Groups, KeptRoute, LinkChange, Monitor, NewRoute, Socket};
 use linux::{Error, Netns};
 use nic::{IfName, Link, MacAddr, Offloads};
 
@@ -265,6 +265,60 @@ fn routes_are_added_with_their_details() {
     assert_eq!(read.iter().find(|found| found.table == 1001).unwrap().gateway, mixed.gateway);
     space.socket.remove_route(&route).unwrap();
     assert!(!space.socket.routes().unwrap().iter().any(|found| found.table == 1000));
+}
+
+#[test]
+fn routes_that_an_administrator_set_are_kept_and_given_back_as_they_were() {
+    let mut space = Space::new();
+    space.spare("one", "");
+    space.spare("two", "");
+    space.batch(
+        "link set one up\nlink set two up\naddress add 10.0.0.1/24 dev one\naddress add fd00::1/64 dev one nodad\n\
+         address add 10.0.1.1/24 dev two\n\
+         route add 198.51.100.0/24 via 10.0.0.2 dev one proto static metric 7 mtu 1280 advmss 1200 window 4000 initcwnd 20 src 10.0.0.1\n\
+         route add 198.51.100.0/24 dev one tos 0x10 table 1000\n\
+         route add 203.0.113.0/24 via 192.0.2.1 dev one onlink\n\
+         route add 192.0.2.0/24 via inet6 fd00::9 dev one\n\
+         route add fd01::/64 via fd00::2 dev one metric 7 pref high hoplimit 9\n\
+         route add fd02::/64 dev one table 1000\n\
+         route add 10.1.0.0/16 dev one proto dhcp\nroute add fd03::/64 dev one expires 300\n\
+         route add 10.2.0.0/16 nexthop via 10.0.0.2 dev one nexthop via 10.0.1.2 dev two\nroute add 10.3.0.0/16 dev two\n",
+    );
+    let show = |space: &Space| {
+        let arguments = ["-d", "route", "show", "table", "all", "dev", "one"];
+        let output = space.netns.run(|| Command::new("ip").args(arguments).output().unwrap()).unwrap();
+        let all = String::from_utf8(output.stdout).unwrap();
+        let mut mine: Vec<_> = all
+            .lines()
+            .filter(|line| {
+                !line.contains("proto kernel") && !line.contains("dhcp") && !line.contains("expires")
+            })
+            .map(|line| line.trim_end().to_owned())
+            .collect();
+        mine.sort();
+        mine
+    };
+    let before = show(&space);
+    assert_eq!(before.len(), 6, "{before:#?}");
+    let index = space.link("one").index;
+    let kept = space.socket.kept_routes(index).unwrap();
+    assert_eq!(kept.len(), 6, "{kept:?}");
+    for route in &kept {
+        let text = String::from(route.clone());
+        assert_eq!(text.parse::<KeptRoute>().unwrap(), *route);
+    }
+    for text in ["", "0", "zz", "02", "é1"] {
+        assert!(text.parse::<KeptRoute>().is_err(), "{text}");
+    }
+    // The kernel drops them with the link's state.
+    space.batch("link set one down\nlink set one up\naddress add fd00::1/64 dev one nodad\n");
+    assert_eq!(show(&space), Vec::<String>::new());
+    for route in &kept {
+        space.socket.give_route(index, route).unwrap();
+        assert!(space.socket.give_route(index, route).unwrap_err().is_exists());
+    }
+    assert_eq!(show(&space), before);
+    assert_eq!(space.socket.kept_routes(index).unwrap().len(), 6);
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub(crate) struct Interface {
     pub(crate) sysctls: Vec<(Sysctl, String)>,
     /// `routes`, beside those that IPAM names.
     pub(crate) routes: Vec<Route>,
+    /// `keepAddresses`: the addresses and routes that the NIC has at home come along.
+    pub(crate) keep_addresses: bool,
 }
 
 /// Numbers of packets.
@@ -50,14 +52,22 @@ impl Interface {
             Some(mac) => Some(mac),
             None => text(config, "mac")?,
         };
+        let keep_addresses = key(config, "keepAddresses", "true or false")?.unwrap_or(false);
+        let vlan = vlan(config)?;
+        if keep_addresses && vlan.is_some() {
+            return Err(wrong(
+                "keepAddresses and vlan: the addresses are the NIC's, and the pod is to use the VLAN upon it",
+            ));
+        }
         Ok(Interface {
             mac: mac.map(|mac| unicast("mac", mac)).transpose()?,
             mtu: key(config, "mtu", "a number of bytes")?,
             queues: key(config, "queues", "a number of queues")?,
             ring: key(config, "ring", "an object with rx, tx or both, numbers of packets")?,
-            vlan: vlan(config)?,
+            vlan,
             sysctls: sysctls(config)?,
             routes: routes(config)?,
+            keep_addresses,
         })
     }
 
@@ -71,6 +81,7 @@ impl Interface {
             (self.vlan.is_some(), "vlan"),
             (!self.sysctls.is_empty(), "sysctl"),
             (!self.routes.is_empty(), "routes"),
+            (self.keep_addresses, "keepAddresses"),
         ];
         wishes.into_iter().filter_map(|(there, key)| there.then_some(key)).collect()
     }

@@ -12,7 +12,7 @@ fn device(id: &str) -> Selector {
 }
 
 /// Every key that is ours or goes to the IPAM plugin.
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 28] = [
     "cniVersion",
     "name",
     "type",
@@ -31,6 +31,7 @@ const KEYS: [&str; 27] = [
     "vlan",
     "sysctl",
     "routes",
+    "keepAddresses",
     "log",
     "dns",
     "ipamTimeout",
@@ -159,6 +160,8 @@ fn bad_configurations_are_refused_in_words() {
         json!({"device": "eth1", "routes": [{"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8", "metric": 5}]}),
         json!({"device": "eth1", "routes": [{"gw": "10.0.0.1"}]}),
         json!({"device": "eth1", "routes": [{"dst": "10.0.0.0/8", "table": -1}]}),
+        json!({"device": "eth1", "keepAddresses": "yes"}),
+        json!({"device": "eth1", "keepAddresses": true, "vlan": 5}),
         json!({"device": "eth1", "log": "journal"}),
     ]
     .into_iter()
@@ -199,6 +202,8 @@ fn bad_configurations_are_refused_in_words() {
     routes[1]: "metric" is none of dst, gw, mtu, advmss, priority, table, scope
     routes[0]: missing field `dst`
     routes[0]: invalid value: integer `-1`, expected u32
+    keepAddresses is not true or false
+    keepAddresses and vlan: the addresses are the NIC's, and the pod is to use the VLAN upon it
     log "journal" is neither stderr nor an absolute path
     "#);
 }

@@ -238,6 +238,7 @@ fn lease(
                 channels: tuning.channels.map(|channels| channels.now),
                 rings: tuning.rings.map(|rings| rings.now),
                 offloads: node.routes.offloads(&link.name).map_err(code::io("look at the NIC's offloads"))?,
+                routes: node.routes.kept_routes(link.index).map_err(code::io("list routes"))?,
                 ..Home::of(link, &addresses, master.map(|master| master.name))
             }
         }

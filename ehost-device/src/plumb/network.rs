@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use cni::{Error, Ip, Success};
-use linux::route::{DuplicateDetection, Groups, LinkChange, Monitor, NewRoute, Socket};
+use ipnet::IpNet;
+use ledger::HomeAddress;
+use linux::route::{DuplicateDetection, Groups, KeptRoute, LinkChange, Monitor, NewRoute, Socket};
 use linux::{Sysctl, announce};
 use nic::Link;
 
@@ -17,6 +19,8 @@ const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 const DETECTION_PATIENCE: Duration = Duration::from_secs(10);
 /// RT_SCOPE_LINK.
 const SCOPE_LINK: u8 = 253;
+/// RT_TABLE_MAIN.
+const RT_TABLE_MAIN: u32 = 254;
 
 /// Sets the interface up with its addresses and routes, and the NIC below it, which may be the interface itself.
 ///
@@ -58,6 +62,44 @@ pub(super) fn configure(
         }
     }
     if network.ips.is_empty() { Ok(()) } else { introduce(pod, link, &network.ips) }
+}
+
+/// Adds the addresses that the NIC had at home to those of IPAM.
+pub(super) fn keep_addresses(network: &mut Success, home: &[HomeAddress]) {
+    for kept in home.iter().filter_map(|kept| IpNet::new(kept.ip, kept.prefix_len).ok()) {
+        if network.ips.iter().all(|ip| ip.address != kept) {
+            network.ips.push(Ip { interface: None, address: kept, gateway: None });
+        }
+    }
+}
+
+/// Sets the routes that the NIC had at home, and returns those that the pod did not have. Their source addresses must be known to be unique.
+///
+/// # Errors
+/// The kernel refused one.
+pub(super) fn keep_routes(pod: &mut Pod, link: &Link, home: &[KeptRoute]) -> Result<Vec<cni::Route>, Error> {
+    let mut set = Vec::new();
+    for kept in home {
+        match pod.routes.give_route(link.index, kept) {
+            Ok(()) => set.extend(kept.route().and_then(|route| told(&route))),
+            Err(error) if error.is_exists() => {
+                cni::tell!("ehost-device: the pod has a route to {kept:?} already, which stays");
+            }
+            Err(error) => {
+                return Err(code::io(format!("keep the route to {kept:?} through {}", link.name))(error));
+            }
+        }
+    }
+    Ok(set)
+}
+
+/// A route of the kernel in the words of a result.
+fn told(route: &nic::Route) -> Option<cni::Route> {
+    Some(cni::Route {
+        table: (route.table != RT_TABLE_MAIN).then_some(route.table),
+        priority: (route.priority != 0).then_some(route.priority),
+        ..cni::Route::new(IpNet::new(route.destination, route.prefix_len).ok()?, route.gateway)
+    })
 }
 
 /// Runtimes switch IPv6 off in namespaces of IPv4 clusters; whoever gives this interface an IPv6 address wants it on.

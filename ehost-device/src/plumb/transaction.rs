@@ -55,8 +55,14 @@ impl<'a> Transaction<'a> {
         };
         let wanted = &self.settings.interface;
         network.routes.extend(wanted.routes.iter().cloned());
+        if wanted.keep_addresses {
+            network::keep_addresses(&mut network, &lease.home.addresses);
+        }
         steps.begin("configure");
         network::configure(self.pod, &nic, &interface, &wanted.sysctls, &network)?;
+        if wanted.keep_addresses {
+            network.routes.extend(network::keep_routes(self.pod, &interface, &lease.home.routes)?);
+        }
         let seen = self
             .pod
             .routes

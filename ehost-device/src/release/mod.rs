@@ -90,7 +90,7 @@ fn return_device(
     let entry = ledger.lock(device, LOCK_PATIENCE).map_err(code::ledger)?;
     let Some(lease) = entry.read().map_err(code::ledger)?.filter(is_meant) else { return Ok(()) };
     match ledger::bring_home(node, &entry, &lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
-        Homecoming::Home => {}
+        Homecoming::Home => tell_lost_routes(node, &lease)?,
         Homecoming::Gone => cni::tell!("ehost-device: device {device} exists no more; its lease is closed"),
         Homecoming::Displaced { name } => cni::tell!(
             "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \
@@ -125,6 +125,19 @@ pub(crate) fn give_back(
         ..Environment::new(Verb::Del, environment.path.clone())
     };
     plugins.ipam_del(config, &del)
+}
+
+/// The node's routes may have changed meanwhile, so what is not there again is no failure.
+fn tell_lost_routes(node: &mut Node, lease: &Lease) -> Result<(), Error> {
+    let Lease { device, home, .. } = lease;
+    for route in ledger::lost_routes(node, home).map_err(code::io("read the node's routes"))? {
+        cni::tell!(
+            "ehost-device: WARNING: device {device} is home as {}, without its route to {route}: there is another one, or its next \
+             hop is out of reach",
+            home.name
+        );
+    }
+    Ok(())
 }
 
 /// What a `Del` says when a name in it cannot be used.

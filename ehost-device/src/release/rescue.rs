@@ -55,6 +55,7 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
             rings: None,
             offloads: None,
             addresses: Vec::new(),
+            routes: Vec::new(),
         },
         owner: Owner {
             container_id: del.container_id.as_str().to_owned(),

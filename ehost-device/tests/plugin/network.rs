@@ -163,6 +163,85 @@ fn routes_of_the_configuration_join_those_of_ipam_with_all_that_a_route_can_have
     bench.assert_untouched(&before);
 }
 
+/// A NIC with addresses and routes of its own. Nothing else leads out of this node, so it must be insisted that the NIC is spare.
+fn bench_with_addresses() -> Bench {
+    let bench = Bench::new();
+    for line in [
+        "address add 192.0.2.2/24 dev eth1",
+        "address add fd07::2/64 dev eth1 nodad",
+        "route add 198.51.100.0/24 via 192.0.2.1 dev eth1 proto static metric 50 mtu 1300 src 192.0.2.2",
+        "route add 203.0.113.0/24 dev eth1 table 100",
+        "route add fd08::/64 via fd07::1 dev eth1 metric 7",
+    ] {
+        bench.on_node(line);
+    }
+    bench
+}
+
+/// The addresses and routes of a link that do not come and go by themselves.
+fn belongings(netns: &Netns, name: &str) -> Vec<String> {
+    let addresses = ip(netns, &format!("-o address show dev {name} scope global"));
+    let routes = ip(netns, &format!("-d route show table all dev {name}"));
+    let address = |line: &str| line.split_whitespace().skip(2).take(2).collect::<Vec<_>>().join(" ");
+    let routes = routes.lines().filter(|line| !line.contains("proto kernel"));
+    let mut all: Vec<String> =
+        addresses.lines().map(address).chain(routes.map(|line| line.trim_end().to_owned())).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn addresses_and_routes_of_the_node_travel_with_the_nic_where_they_are_to_and_come_home_with_it() {
+    let bench = bench_with_addresses();
+    let (before, portrait) = (belongings(&bench.node, "eth1"), bench.portrait());
+    assert_eq!(before.len(), 5, "{before:#?}");
+    // With IPAM's own, and alone.
+    for (ipam, ips) in [(json!({"type": "answers"}), 3), (json!({}), 2)] {
+        let config = bench.config(json!({"keepAddresses": true, "allowLifeline": true, "ipam": ipam}));
+        let result = bench.run("ADD", &config).expect().json;
+        assert_eq!(result["ips"].as_array().unwrap().len(), ips);
+        let routes = result["routes"].as_array().unwrap();
+        assert!(
+            routes.contains(&json!({"dst": "198.51.100.0/24", "gw": "192.0.2.1", "priority": 50}))
+                && routes.contains(&json!({"dst": "203.0.113.0/24", "table": 100})),
+            "{result}"
+        );
+        let now = belongings(&bench.pod, "net1");
+        assert!(before.iter().all(|line| now.contains(line)), "{now:#?}");
+        bench.run("CHECK", &bench.config(json!({"ipam": ipam, "prevResult": result}))).expect();
+        bench.run("DEL", &config).expect();
+        assert_eq!(belongings(&bench.node, "eth1"), before);
+        bench.assert_untouched(&portrait);
+    }
+    // Without the key they wait at home, also for a NIC whose ADD fails after the move.
+    let config = bench.config(json!({"allowLifeline": true}));
+    bench.run("ADD", &config).expect();
+    assert!(!bench.in_pod("address show dev net1").contains("192.0.2.2"));
+    bench.run("DEL", &config).expect();
+    assert_eq!(belongings(&bench.node, "eth1"), before);
+    let failing = bench.config(json!({
+        "keepAddresses": true, "allowLifeline": true, "routes": [{"dst": "fd01::/64", "gw": "10.0.0.9"}],
+    }));
+    assert_eq!(bench.run("ADD", &failing).code(), 5);
+    assert_eq!(belongings(&bench.node, "eth1"), before);
+    bench.assert_untouched(&portrait);
+}
+
+#[test]
+fn a_route_that_leads_another_way_by_now_keeps_no_nic_from_coming_home() {
+    let bench = bench_with_addresses();
+    let before = belongings(&bench.node, "eth1");
+    let config = bench.config(json!({"keepAddresses": true, "allowLifeline": true}));
+    bench.run("ADD", &config).expect();
+    bench.on_node("route add 203.0.113.0/24 dev wire table 100");
+    let told = bench.run("DEL", &config).expect().stderr;
+    assert!(told.contains("without its route to 203.0.113.0/24"), "{told}");
+    let now = belongings(&bench.node, "eth1");
+    assert_eq!(before.iter().filter(|line| !now.contains(line)).count(), 1, "{now:#?}");
+    assert!(bench.on_node("route show table 100").contains("dev wire"));
+    assert!(!bench.lease().exists());
+}
+
 #[test]
 fn the_runtimes_addresses_and_mac_reach_ipam() {
     let bench = Bench::new();

@@ -128,3 +128,43 @@ fn rings_are_set_for_the_pod_and_taken_back() {
     assert_eq!(rings("none", "eth2"), at_home);
     nothing_is_left(&node, &before, "after the kernel's refusal");
 }
+
+#[test]
+fn addresses_and_routes_of_the_node_travel_with_the_nic_and_come_home_with_it() {
+    let node = node();
+    node.sh(
+        "ip addr add 192.0.2.2/24 brd + dev eth2 && ip -6 addr add fd07::2/64 dev eth2 && \
+         ip route add 198.51.100.0/24 via 192.0.2.1 dev eth2 proto static metric 50 mtu 1300 src 192.0.2.2 && \
+         ip route add 203.0.113.0/24 dev eth2 table 100 && ip -6 route add fd08::/64 via fd07::1 dev eth2 metric 7",
+    );
+    node.wait_for("ip -6 addr show dev eth2 tentative | wc -l", "0", std::time::Duration::from_secs(30));
+    let before = node.settled();
+    let netns = node.netns("pod");
+    for keys in [json!({"keepAddresses": true}), json!({"keepAddresses": true, "ipam": {}}), json!({})] {
+        let config = network(NIC, keys.clone()).to_string();
+        let result = node.cni("ehost-device", "ADD", "c1", &netns, &config).result();
+        let shown = node
+            .sh("ip -netns pod addr show net1; ip -netns pod route show table all; ip -netns pod -6 route");
+        let kept = [
+            "192.0.2.2/24",
+            "fd07::2/64",
+            "198.51.100.0/24 via 192.0.2.1",
+            "203.0.113.0/24",
+            "fd08::/64 via fd07::1",
+        ];
+        for what in kept {
+            assert_eq!(shown.contains(what), keys["keepAddresses"] == true, "{keys}: {what}: {shown}");
+        }
+        let mut check = network(NIC, keys.clone());
+        check["prevResult"] = result;
+        node.cni("ehost-device", "CHECK", "c1", &netns, &check.to_string()).result();
+        node.cni("ehost-device", "DEL", "c1", &netns, &config).result();
+        nothing_is_left(&node, &before, &keys.to_string());
+    }
+    // The namespace ends without a DEL: the kernel sends the NIC home bare.
+    let config = network(NIC, json!({"keepAddresses": true})).to_string();
+    node.cni("ehost-device", "ADD", "c1", &netns, &config).result();
+    node.sh("ip netns del pod");
+    node.cni("ehost-device", "DEL", "c1", &netns, &config).result();
+    nothing_is_left(&node, &before, "after the namespace's end");
+}

@@ -195,6 +195,7 @@ impl Stage {
                 rings: None,
                 offloads: None,
                 addresses: Vec::new(),
+                routes: Vec::new(),
             },
             owner: ledger::Owner {
                 container_id: "c0ffee".into(),

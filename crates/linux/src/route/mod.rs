@@ -6,6 +6,7 @@
 //! Source: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,nexthop}.h.
 
 mod address;
+mod kept;
 mod lifeline;
 mod link;
 mod monitor;
@@ -14,6 +15,7 @@ mod table;
 mod tuning;
 
 pub use address::DuplicateDetection;
+pub use kept::{KeptRoute, ParseKeptRouteError};
 pub use lifeline::{Look, Vital};
 pub use link::LinkChange;
 pub use monitor::{Event, Groups, Monitor};

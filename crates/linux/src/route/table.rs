@@ -11,15 +11,15 @@ use crate::Error;
 use crate::wire::{self, AF_INET, AF_INET6, NLM_F_CREATE, NLM_F_EXCL, Request};
 
 const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
+pub(super) const RTA_OIF: u16 = 4;
+pub(super) const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
-const RTA_MULTIPATH: u16 = 9;
+pub(super) const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
-const RTA_VIA: u16 = 18;
-const RTA_NH_ID: u16 = 30;
+pub(super) const RTA_VIA: u16 = 18;
+pub(super) const RTA_NH_ID: u16 = 30;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 const NHA_ID: u16 = 1;
@@ -36,7 +36,7 @@ const RT_TABLE_MAIN: u32 = 254;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
 /// `struct rtmsg`, `struct rtnexthop`, `struct nhmsg`.
-const BODY: usize = 12;
+pub(super) const BODY: usize = 12;
 const HOP: usize = 8;
 const NEXTHOP: usize = 8;
 
@@ -262,8 +262,8 @@ fn via(gateway: IpAddr) -> Vec<u8> {
     value
 }
 
-struct Found {
-    route: Route,
+pub(super) struct Found {
+    pub(super) route: Route,
     nexthop: Option<u32>,
 }
 
@@ -294,7 +294,7 @@ fn read_nexthop(payload: &[u8]) -> Option<(u32, Nexthop)> {
     Some((id?, nexthop))
 }
 
-fn read_route(payload: &[u8]) -> Option<Found> {
+pub(super) fn read_route(payload: &[u8]) -> Option<Found> {
     let [family, prefix_len, _, _, table, _, _, kind] = *payload.first_chunk::<8>()?;
     let mut found = Found {
         route: Route {
