@@ -64,10 +64,10 @@ impl Environment {
             container_id: reader.parsed("CNI_CONTAINERID", attaches),
             netns: reader.path("CNI_NETNS", matches!(verb, Some(Verb::Add | Verb::Check))),
             if_name: reader.parsed("CNI_IFNAME", attaches),
-            args: Args(reader.text("CNI_ARGS").unwrap_or_default()),
+            args: Args(reader.aside("CNI_ARGS", verb).unwrap_or_default()),
             path: SearchPath(reader.value("CNI_PATH").unwrap_or_default()),
             netns_override: reader
-                .text("CNI_NETNS_OVERRIDE")
+                .aside("CNI_NETNS_OVERRIDE", verb)
                 .is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true")),
         };
         if environment.path.0.is_empty() && verb.is_some_and(|verb| verb != Verb::Version) {
@@ -169,6 +169,14 @@ impl<F: Fn(&str) -> Option<OsString>> Reader<F> {
                 self.faults.push(format!("{name} is not UTF-8"));
                 None
             }
+        }
+    }
+
+    /// A text that says nothing of which attachment is meant: a DEL reads what can be read of it, and does not fail.
+    fn aside(&mut self, name: &str, verb: Option<Verb>) -> Option<String> {
+        match verb {
+            Some(Verb::Del) => self.value(name).map(|value| value.to_string_lossy().into_owned()),
+            _ => self.text(name),
         }
     }
 

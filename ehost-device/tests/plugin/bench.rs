@@ -1,5 +1,6 @@
 //! A node and a pod as two network namespaces, a spare NIC, a state folder, and IPAM plugins that are shell scripts.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
@@ -160,8 +161,8 @@ impl Bench {
     }
 
     /// As [`Bench::run`], through a program that changes what the process may do.
-    pub(crate) fn run_through(&self, program: &[&str], verb: &str, config: &Value) -> Answer {
-        let mut command = Command::new(program[0]);
+    pub(crate) fn run_through(&self, program: &[impl AsRef<OsStr>], verb: &str, config: &Value) -> Answer {
+        let mut command = Command::new(&program[0]);
         command.args(&program[1..]).arg(env!("CARGO_BIN_EXE_ehost-device"));
         self.converse(
             command,

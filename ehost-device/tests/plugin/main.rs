@@ -4,6 +4,7 @@
 
 mod add;
 mod allocation;
+mod any_input;
 mod bad_input;
 mod bench;
 mod concurrency;

@@ -1,9 +1,9 @@
-//! What CNI plugins read: the network configuration, the environment, the pod's annotation.
+//! What CNI plugins read: the network configuration, the environment, what an IPAM plugin answers, the pod's annotation.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-use cni::{Config, Environment, Version};
+use cni::{Config, Environment, Success, Version};
 
 use crate::Target;
 
@@ -26,10 +26,47 @@ fn network(bytes: &[u8]) {
     let again = Config::from_slice(&config.to_bytes()).expect("our own configuration");
     assert_eq!((again.name(), again.version()), (config.name(), config.version()));
     if let Ok(Some(result)) = config.prev_result() {
-        for version in [Version::V0_2_0, Version::V0_4_0, Version::V1_0_0, Version::V1_1_0] {
-            let text = result.to_value(version);
-            cni::Success::from_value(&text, Some(version)).expect("our own result");
-        }
+        can_be_passed_on(&result);
+    }
+}
+
+/// A result that was read can be written in every version and read again, and in the newest nothing of it is lost.
+fn can_be_passed_on(result: &Success) {
+    for version in Version::ALL {
+        let written = result.to_value(version);
+        let again = Success::from_value(&written, None).expect("our own result");
+        assert!(
+            version < Version::LATEST || again.to_value(version) == written,
+            "{result:?} became {again:?}"
+        );
+    }
+}
+
+/// What an IPAM plugin writes, with success and without.
+pub(crate) const ANSWER: Target = Target {
+    name: "answer",
+    run: answer,
+    seeds: &[
+        r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.2.3/24","gateway":"10.1.2.1","interface":0}],"routes":[{"dst":"0.0.0.0/0","gw":"10.1.2.1","mtu":1400,"advmss":1360,"priority":100,"table":7,"scope":253}],"dns":{"nameservers":["10.1.0.1"],"domain":"d","search":["s"],"options":["o"]}}"#,
+        r#"{"cniVersion":"0.4.0","interfaces":null,"ips":[{"version":"6","address":"fd00::3/64","gateway":""}],"dns":{}}"#,
+        r#"{"cniVersion":"0.2.0","ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1","routes":[{"dst":"0.0.0.0/0"}]},"ip6":{"ip":"fd00::3/64"},"dns":{"nameservers":null}}"#,
+        r#"{"cniVersion":"1.0.0","code":11,"msg":"no address left","details":"10.1.2.0/24 is full"}"#,
+        "panic: runtime error\n",
+    ],
+};
+
+fn answer(bytes: &[u8]) {
+    if let Some(error) = cni::Error::from_json(bytes) {
+        let again = cni::Error::from_json(error.to_json(Version::LATEST).as_bytes());
+        assert_eq!(again, Some(error), "our own error");
+    }
+    let Ok(value) = serde_json::from_slice(bytes) else { return };
+    for version in Version::ALL {
+        let Ok(result) = Success::from_value(&value, Some(version)) else { continue };
+        let count = result.interfaces.len();
+        let leads_nowhere = |ip: &cni::Ip| ip.interface.is_some_and(|index| index >= count);
+        assert!(count == 0 || !result.ips.iter().any(leads_nowhere), "{result:?}");
+        can_be_passed_on(&result);
     }
 }
 
@@ -57,9 +94,13 @@ fn environment(bytes: &[u8]) {
                 "{name:?}"
             );
         }
-        let _ = environment.args.pairs().count();
-        let text = environment.variables();
-        assert!(text.iter().any(|(name, _)| *name == "CNI_COMMAND"));
+        for (key, _) in environment.args.pairs() {
+            assert!(environment.args.value(key).is_some(), "{key:?}");
+        }
+        // What a delegate gets says the same to it.
+        let passed = environment.variables();
+        let again = Environment::parse(|name| passed.iter().find(|(key, _)| *key == name)?.1.clone());
+        assert_eq!(again.expect("our own environment"), environment);
     }
 }
 

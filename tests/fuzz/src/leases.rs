@@ -1,6 +1,7 @@
-//! The ledger's files: torn, foreign, or of a newer release.
+//! The ledger's files, leases and the journal of identities: torn, foreign, or of a newer release.
 
 use std::fs;
+use std::time::Duration;
 
 use ledger::{Error, Ledger};
 use nic::DeviceId;
@@ -29,11 +30,41 @@ fn lease(bytes: &[u8]) {
         Ok(Some(lease)) => {
             assert_eq!(lease.device, device);
             // What was read can be written, and is the same.
-            let entry = ledger.lock(&device, std::time::Duration::ZERO).unwrap();
+            let entry = ledger.lock(&device, Duration::ZERO).unwrap();
             entry.write(&lease).unwrap();
             assert_eq!(entry.read().unwrap(), Some(lease));
         }
         Ok(None) => panic!("the file is there"),
         Err(error) => assert!(matches!(error, Error::Unusable { .. }), "{error}"),
     }
+}
+
+pub(crate) const JOURNAL: Target = Target {
+    name: "journal",
+    run: journal,
+    seeds: &[
+        r#"{"version":1,"devices":{"0000:00:09.0":{"permanent_mac":"52:54:00:00:00:09","boot_id":"a"},"virtio3":{"permanent_mac":"52:54:00:00:00:0a","boot_id":"b"}}}"#,
+        r#"{"version":2,"devices":[]}"#,
+        r#"{"version":1,"devices":{"../0000:00:09.0":{}}}"#,
+    ],
+};
+
+fn journal(bytes: &[u8]) {
+    let state = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(state.path());
+    fs::write(state.path().join("identities.json"), bytes).unwrap();
+    let journal = match ledger.identities().read() {
+        Ok(journal) => journal,
+        Err(error) => {
+            assert!(matches!(error, Error::Journal { .. }), "{error}");
+            // Whoever writes it anew loses nothing.
+            ledger.identities().set_aside().unwrap();
+            assert_eq!(fs::read(state.path().join("identities.json.unusable")).unwrap(), bytes);
+            assert!(ledger.identities().read().unwrap().is_empty());
+            return;
+        }
+    };
+    // What was read can be written, and is the same.
+    assert!(ledger.identities().replace(&journal, &journal, Duration::ZERO).unwrap());
+    assert_eq!(ledger.identities().read().unwrap(), journal);
 }

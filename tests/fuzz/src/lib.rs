@@ -30,8 +30,10 @@ pub const TARGETS: &[Target] = &[
     devices::SYSFS,
     cni_input::NETWORK,
     cni_input::ENVIRONMENT,
+    cni_input::ANSWER,
     cni_input::SELECTION,
     leases::LEASE,
+    leases::JOURNAL,
 ];
 
 /// The target with this name.
