@@ -115,6 +115,7 @@ mod tests {
                 mtu: 1500,
                 tx_queue_len: 1000,
                 up: false,
+                flags: nic::Link::MULTICAST,
                 master: None,
                 xdp: Vec::new(),
                 channels: None,

@@ -11,7 +11,7 @@ use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link, Xdp};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::{Entry, Error, Home, Lease, Node, Stage, Step, tuning};
+use crate::{Entry, Error, Home, Lease, Node, Step, tuning};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -297,7 +297,7 @@ fn fetch(
         mtu: Some(lease.home.mtu),
         tx_queue_len: Some(lease.home.tx_queue_len),
         alias: Some(lease.home.alias.as_deref().unwrap_or_default()),
-        promiscuous: Some(false),
+        flags: Some(lease.home.flags),
         ..LinkChange::default()
     };
     match pod.change_link(link.index, &change) {
@@ -356,11 +356,6 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     let name = home_name(node, home, Some(link.index)).map_err(kernel)?;
     let index = link.index;
     let mut faults = Vec::new();
-    if matches!(lease.stage, Stage::Plumbed { .. } | Stage::Returning { .. }) {
-        // The kernel keeps what the pod asked for, also when the namespace ends.
-        let quiet = LinkChange { promiscuous: Some(false), ..LinkChange::default() };
-        faults.extend(set(node, index, quiet).err());
-    }
     faults.extend(restore(node, home, &link, &name).map_err(kernel)?);
     let after = node.routes.link_by_index(index).map_err(kernel)?.ok_or_else(|| {
         // Unplugged just now: the next attempt finds it gone.
@@ -449,6 +444,10 @@ fn restore(
     if link.mtu != home.mtu {
         attempt(set(node, link.index, LinkChange { mtu: Some(home.mtu), ..LinkChange::default() }));
     }
+    // Promiscuity, say: the kernel keeps what the pod asked for, also when the namespace ends.
+    if link.flags != home.flags {
+        attempt(set(node, link.index, LinkChange { flags: Some(home.flags), ..LinkChange::default() }));
+    }
     if link.tx_queue_len != home.tx_queue_len {
         let tx_queue_len = Some(home.tx_queue_len);
         attempt(set(node, link.index, LinkChange { tx_queue_len, ..LinkChange::default() }));
@@ -536,6 +535,7 @@ impl Home {
         }
         compare("MTU", link.mtu.to_string(), self.mtu.to_string());
         compare("queue length", link.tx_queue_len.to_string(), self.tx_queue_len.to_string());
+        compare("flags", format!("{:#x}", link.flags), format!("{:#x}", self.flags));
         compare("alias", format!("{:?}", link.alias), format!("{:?}", self.alias));
         compare("alternative names", sorted(&link.alt_names), sorted(&self.alt_names));
         for program in self.foreign_xdp(link) {

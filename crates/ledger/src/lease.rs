@@ -48,6 +48,9 @@ pub struct Home {
     pub tx_queue_len: u32,
     /// IFF_UP.
     pub up: bool,
+    /// The other flags that an administrator sets ([`Link::FLAGS`]).
+    #[serde(default = "usual_flags")]
+    pub flags: u32,
     /// The bridge or bond that it was a port of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<IfName>,
@@ -213,6 +216,7 @@ impl Home {
             mtu: link.mtu,
             tx_queue_len: link.tx_queue_len,
             up: link.up,
+            flags: link.flags,
             master,
             xdp: link.xdp.iter().map(|program| program.id).collect(),
             channels: None,
@@ -222,6 +226,11 @@ impl Home {
             routes: Vec::new(),
         }
     }
+}
+
+/// In leases that were written before the flags were noted.
+fn usual_flags() -> u32 {
+    Link::MULTICAST
 }
 
 impl std::fmt::Display for Owner {

@@ -16,6 +16,7 @@ pub(crate) fn lease(device: &str) -> Lease {
             mtu: 1500,
             tx_queue_len: 1000,
             up: true,
+            flags: nic::Link::MULTICAST,
             master: None,
             xdp: Vec::new(),
             channels: None,

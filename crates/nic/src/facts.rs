@@ -29,6 +29,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// IFF_UP: what the administrator wants, not what the wire says.
     pub up: bool,
+    /// Of `ifi_flags` the others that an administrator sets ([`Link::FLAGS`]).
+    pub flags: u32,
     /// IFLA_CARRIER; meaningless while the link is not up.
     pub carrier: bool,
     /// IFF_LOOPBACK.
@@ -49,6 +51,14 @@ pub struct Link {
     pub parent_bus: Option<String>,
     /// IFLA_PARENT_DEV_NAME (kernel 5.14+): `virtio2`, `0000:00:0a.0`.
     pub parent_device: Option<String>,
+}
+
+impl Link {
+    /// IFF_DEBUG, NOTRAILERS, NOARP, PROMISC, ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC: what the kernel lets an administrator change
+    /// besides IFF_UP (net/core/dev.c, `__dev_change_flags`), and keeps when a link moves.
+    pub const FLAGS: u32 = 0x4 | 0x20 | 0x80 | 0x100 | 0x200 | Link::MULTICAST | 0x2000 | 0x4000 | 0x8000;
+    /// IFF_MULTICAST: all that an Ethernet link has of these when it is made.
+    pub const MULTICAST: u32 = 0x1000;
 }
 
 /// An XDP program on a link. It goes with the link into other network namespaces.
@@ -136,6 +146,7 @@ pub(crate) mod sample {
             rx_queues: Some(1),
             alias: None,
             up: true,
+            flags: Link::MULTICAST,
             carrier: true,
             loopback: false,
             master: None,

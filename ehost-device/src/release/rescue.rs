@@ -49,6 +49,7 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
             mtu: link.mtu,
             tx_queue_len: link.tx_queue_len,
             up: false,
+            flags: Link::MULTICAST,
             master: None,
             xdp: Vec::new(),
             channels: None,

@@ -73,7 +73,7 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
     routes(&bench.pod).set_offloads(&"net1".parse().unwrap(), Offloads::default()).unwrap();
     bench.in_pod("link set net1 down");
     bench.in_pod("link set net1 name mine address 02:00:00:00:00:99 mtu 1200 txqueuelen 5 promisc on");
-    bench.in_pod("link set mine alias theirs");
+    bench.in_pod("link set mine alias theirs multicast off arp off allmulticast on");
     bench.in_pod("link property del dev mine altname enp0s10");
     bench.in_pod("link property add dev mine altname eth1 altname another");
     bench.in_pod("link add br0 type bridge");

@@ -9,7 +9,7 @@ use system_tests::{Node, assert_same, mac, machine, spare};
 const NIC: &str = "0000:00:0a.0";
 const SOON: Duration = Duration::from_secs(30);
 /// An object of one XDP program: `return XDP_PASS`.
-const XDP_PASS: &[u8] = include_bytes!("xdp-pass.o");
+const XDP_PASS: &[u8] = include_bytes!("../../cni-suite/src/checks/xdp-pass.o");
 
 fn network() -> String {
     let ipam = json!({"type": "host-local", "subnet": "10.56.217.0/24"});
@@ -52,7 +52,7 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_left() {
         "ip link set net1 down && ip link set net1 name mine alias theirs && ip link property add dev mine altname eth1",
         "ip link property del dev net1 altname storage0",
         "ip link set net1 address 02:00:00:00:00:99 mtu 1280 txqueuelen 5",
-        "ip link set net1 promisc on && ip link set net1 allmulticast on",
+        "ip link set net1 promisc on && ip link set net1 allmulticast on && ip link set net1 arp off multicast off",
         "ip link add link net1 name net1.5 type vlan id 5 && ip link set net1.5 up && ip addr add 10.66.5.1/24 dev net1.5",
         "ip link add link net1 name upon type macvlan mode passthru && ip link set upon up",
         "ip link add link net1 name upon type ipvlan mode l2 && ip link set upon up",

@@ -189,6 +189,7 @@ impl Stage {
                 mtu: 1500,
                 tx_queue_len: 1000,
                 up: false,
+                flags: nic::Link::MULTICAST,
                 master: None,
                 xdp: Vec::new(),
                 channels: None,

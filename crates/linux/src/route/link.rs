@@ -39,8 +39,6 @@ const SKIP_STATS: u32 = 1 << 3;
 
 const IFF_UP: u32 = 0x1;
 const IFF_LOOPBACK: u32 = 0x8;
-const IFF_PROMISC: u32 = 0x100;
-const IFF_ALLMULTI: u32 = 0x200;
 /// `struct ifinfomsg`.
 const BODY: usize = 16;
 
@@ -67,8 +65,8 @@ pub struct LinkChange<'a> {
     pub up: Option<bool>,
     /// IFLA_MASTER; 0 takes the link out of its bond or bridge.
     pub master: Option<u32>,
-    /// IFF_PROMISC and IFF_ALLMULTI as an administrator sets them: `false` clears both.
-    pub promiscuous: Option<bool>,
+    /// All of [`Link::FLAGS`].
+    pub flags: Option<u32>,
 }
 
 impl Socket {
@@ -116,9 +114,9 @@ impl Socket {
             mask |= IFF_UP;
             flags |= if up { IFF_UP } else { 0 };
         }
-        if let Some(promiscuous) = change.promiscuous {
-            mask |= IFF_PROMISC | IFF_ALLMULTI;
-            flags |= if promiscuous { IFF_PROMISC } else { 0 };
+        if let Some(wanted) = change.flags {
+            mask |= Link::FLAGS;
+            flags |= wanted & Link::FLAGS;
         }
         let mut request = Request::new(RTM_NEWLINK, 0, &body(index, flags, mask));
         let attributes = request.attributes();
@@ -229,7 +227,7 @@ fn describe(index: u32, change: &LinkChange<'_>) -> String {
     parts.extend(change.alias.map(|alias| format!("set alias {alias:?}")));
     parts.extend(change.up.map(|up| if up { "set it up" } else { "set it down" }.to_owned()));
     parts.extend(change.master.map(|master| format!("set master {master}")));
-    parts.extend(change.promiscuous.map(|on| format!("promiscuous {on}")));
+    parts.extend(change.flags.map(|flags| format!("set flags {flags:#x}")));
     format!("link {index}: {}", parts.join(", "))
 }
 
@@ -268,6 +266,7 @@ pub(super) fn read(payload: &[u8]) -> Option<Link> {
         rx_queues: None,
         alias: None,
         up: flags & IFF_UP != 0,
+        flags: flags & Link::FLAGS,
         carrier: false,
         loopback: flags & IFF_LOOPBACK != 0,
         master: None,
