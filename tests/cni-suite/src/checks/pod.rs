@@ -1,5 +1,9 @@
 //! What a pod may do to a NIC that it has: root in a network namespace can do all of this, and the next user must not inherit it.
 
+use std::fs;
+
+use anyhow::Context as _;
+
 use super::DEL;
 use crate::bed::Bed;
 use crate::check::{Area, Check, Verdict};
@@ -35,18 +39,37 @@ pub(super) fn area() -> Area {
                 "the pod makes it promiscuous and all-multicast: it is neither at home",
                 |bed| after(bed, &["link set net1 promisc on", "link set net1 allmulticast on"]),
             ),
+            check(
+                "without-arp",
+                "the pod switches ARP and multicast off, which stays with a link: they are on again",
+                |bed| after(bed, &["link set net1 arp off", "link set net1 multicast off"]),
+            ),
             check("in-a-bridge", "the pod makes it a bridge's port: it comes home", |bed| {
-                bed.pod.ip("link add br0 type bridge")?;
-                after(bed, &["link set net1 master br0"])
+                port(bed, "link add upon type bridge")
+            }),
+            check("in-a-bond", "the pod makes it a bond's port: it comes home", |bed| {
+                port(bed, "link add upon type bond")
+            }),
+            check("in-a-vrf", "the pod makes it a VRF's port: it comes home", |bed| {
+                port(bed, "link add upon type vrf table 10")
             }),
             check("vlan-upon-it", "the pod builds a VLAN upon it: the NIC comes home without", |bed| {
-                bed.pod.can("vlan")?;
-                after(bed, &["link add link net1 name net1.5 type vlan id 5", "link set net1.5 up"])
+                upon(bed, "vlan id 5")
             }),
             check("macvlan-upon-it", "the pod builds a macvlan upon it: the NIC comes home without", |bed| {
-                bed.pod.can("macvlan")?;
-                after(bed, &["link add link net1 name upon type macvlan mode bridge", "link set upon up"])
+                upon(bed, "macvlan mode bridge")
             }),
+            check("ipvlan-upon-it", "the pod builds an ipvlan upon it: the NIC comes home without", |bed| {
+                upon(bed, "ipvlan")
+            }),
+            check("macsec-upon-it", "the pod builds a MACsec upon it: the NIC comes home without", |bed| {
+                upon(bed, "macsec")
+            }),
+            check(
+                "xdp",
+                "the pod puts an XDP program on it, which moves with a link: it is gone, or it would see the node's packets",
+                xdp,
+            ),
             check(
                 "more-addresses",
                 "the pod adds addresses and routes: none of them is on the node afterwards",
@@ -66,4 +89,24 @@ fn after(bed: &Bed<'_>, pods: &[&str]) -> Verdict {
     }
     bed.del(&config)?;
     bed.node_is_again(&before, "after DEL")
+}
+
+fn port(bed: &Bed<'_>, master: &str) -> Verdict {
+    bed.pod.can(master)?;
+    after(bed, &["link set net1 down", master, "link set net1 master upon"])
+}
+
+fn upon(bed: &Bed<'_>, kind: &str) -> Verdict {
+    let add = format!("link add link net1 name upon type {kind}");
+    bed.pod.can(&add)?;
+    after(bed, &[&add, "link set upon up"])
+}
+
+fn xdp(bed: &Bed<'_>) -> Verdict {
+    let object = bed.folder().join("xdp-pass.o");
+    // An object of one XDP program: `return XDP_PASS`.
+    fs::write(&object, include_bytes!("xdp-pass.o")).context("cannot write the program")?;
+    let put = format!("link set net1 xdpgeneric obj {} sec xdp", object.display());
+    bed.pod.can(&put)?;
+    after(bed, &[&put])
 }
