@@ -123,7 +123,7 @@ mod tests {
     }
 
     fn lease(owner: Owner) -> Lease {
-        let home = Home::of(&link(Some(A)), &[], None);
+        let home = Home::of(&link(Some(A)), Vec::new(), None);
         Lease {
             device: id(),
             permanent_mac: Some(A),

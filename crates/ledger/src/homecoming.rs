@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
+use linux::route::{Event, Groups, KeptAddress, LinkChange, Monitor, Socket};
 use nic::{IfName, Link, Xdp};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
@@ -388,16 +388,14 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
 fn missing(node: &mut Node, home: &Home, link: &Link) -> Result<Vec<String>, linux::Error> {
     let mut words = tuning::differences(node, home, link)?;
     if !home.addresses.is_empty() {
-        let now = node.routes.addresses()?;
+        let now = node.routes.kept_addresses(link.index)?;
+        // Whatever else the kernel makes of it: it is there.
+        let is_there = |then: &&KeptAddress| now.iter().any(|now| now.address() == then.address());
         words.extend(
             home.addresses
                 .iter()
-                .filter(|then| {
-                    !now.iter().any(|now| {
-                        now.index == link.index && now.ip == then.ip && now.prefix_len == then.prefix_len
-                    })
-                })
-                .map(|then| format!("address {}/{} is missing", then.ip, then.prefix_len)),
+                .filter(|then| !is_there(then))
+                .map(|then| format!("address {then:?} is missing")),
         );
     }
     if let Some(name) = &home.master
@@ -470,7 +468,7 @@ fn restore(
         attempt(set(node, link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
     }
     for address in &home.addresses {
-        match node.routes.add_address(link.index, address.ip, address.prefix_len) {
+        match node.routes.give_address(link.index, address) {
             Err(error) if error.is_exists() => {}
             other => attempt(other),
         }

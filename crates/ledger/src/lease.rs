@@ -1,10 +1,9 @@
 //! One lease, and the stages of its life.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
-use linux::route::KeptRoute;
-use nic::{Address, Channels, DeviceId, IfName, Link, MacAddr, Offloads, Rings};
+use linux::route::{KeptAddress, KeptRoute};
+use nic::{Channels, DeviceId, IfName, Link, MacAddr, Offloads, Rings};
 use serde::{Deserialize, Serialize};
 
 /// A NIC that is, or is about to be, away from home.
@@ -69,19 +68,10 @@ pub struct Home {
     /// Its addresses but link-local ones, which the kernel makes itself, and those that expire, which whoever asked for
     /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub addresses: Vec<HomeAddress>,
+    pub addresses: Vec<KeptAddress>,
     /// The routes through it that an administrator set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<KeptRoute>,
-}
-
-/// An address of a NIC at home.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HomeAddress {
-    /// The address.
-    pub ip: IpAddr,
-    /// Length of the prefix in bits.
-    pub prefix_len: u8,
 }
 
 /// For whom a NIC left home.
@@ -196,17 +186,10 @@ impl Lease {
 }
 
 impl Home {
-    /// A snapshot of a link, with those of `addresses` that are on it. `master` is the name of the link's master. Queues, rings, offloads and
+    /// A snapshot of a link with its addresses. `master` is the name of the link's master. Queues, rings, offloads and
     /// routes are not in it.
     #[must_use]
-    pub fn of(link: &Link, addresses: &[Address], master: Option<IfName>) -> Home {
-        let link_local = |ip: IpAddr| match ip {
-            IpAddr::V4(_) => false,
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
-        let mine = addresses
-            .iter()
-            .filter(|address| address.index == link.index && address.permanent && !link_local(address.ip));
+    pub fn of(link: &Link, addresses: Vec<KeptAddress>, master: Option<IfName>) -> Home {
         Home {
             name: link.name.clone(),
             index: link.index,
@@ -222,7 +205,7 @@ impl Home {
             channels: None,
             rings: None,
             offloads: None,
-            addresses: mine.map(|a| HomeAddress { ip: a.ip, prefix_len: a.prefix_len }).collect(),
+            addresses,
             routes: Vec::new(),
         }
     }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, lost_routes, put_right, whereabouts};
 pub use identity::Identities;
-pub use lease::{Home, HomeAddress, Lease, Owner, Pod, Stage, Step};
+pub use lease::{Home, Lease, Owner, Pod, Stage, Step};
 pub use node::{Node, look_into_pod};
 
 /// The form in which this release writes leases, and the newest that it reads.

@@ -22,8 +22,8 @@ pub(crate) fn lease(device: &str) -> Lease {
             channels: None,
             rings: None,
             offloads: None,
-            addresses: vec![HomeAddress { ip: "192.0.2.1".parse().unwrap(), prefix_len: 24 }],
-            routes: vec!["02180000fe03fd010000000008000100c6336400".parse().unwrap()],
+            addresses: vec!["021800000000000008000200c0000201".to_owned().try_into().unwrap()],
+            routes: vec!["02180000fe03fd010000000008000100c6336400".to_owned().try_into().unwrap()],
         },
         owner: Owner {
             container_id: "3f1e".to_owned(),

@@ -45,7 +45,7 @@ impl Bench {
             device: "link:eth1".parse().unwrap(),
             permanent_mac: None,
             boot_id: linux::boot_id().unwrap(),
-            home: Home::of(&link, &routes.addresses().unwrap(), None),
+            home: Home::of(&link, routes.kept_addresses(link.index).unwrap(), None),
             owner: Owner {
                 container_id: "one".to_owned(),
                 if_name: "net1".parse().unwrap(),

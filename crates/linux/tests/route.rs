@@ -7,7 +7,9 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use linux::route::{DuplicateDetection, Event, Groups, KeptRoute, LinkChange, Monitor, NewRoute, Socket};
+use linux::route::{
+    DuplicateDetection, Event, Groups, KeptAddress, KeptRoute, LinkChange, Monitor, NewRoute, Socket,
+};
 use linux::{Error, Netns};
 use nic::{IfName, Link, MacAddr, Offloads};
 
@@ -305,10 +307,11 @@ fn routes_that_an_administrator_set_are_kept_and_given_back_as_they_were() {
     assert_eq!(kept.len(), 6, "{kept:?}");
     for route in &kept {
         let text = String::from(route.clone());
-        assert_eq!(text.parse::<KeptRoute>().unwrap(), *route);
+        assert_eq!(KeptRoute::try_from(text).unwrap(), *route);
     }
     for text in ["", "0", "zz", "02", "é1"] {
-        assert!(text.parse::<KeptRoute>().is_err(), "{text}");
+        assert!(KeptRoute::try_from(text.to_owned()).is_err(), "{text}");
+        assert!(KeptAddress::try_from(text.to_owned()).is_err(), "{text}");
     }
     // The kernel drops them with the link's state.
     space.batch("link set one down\nlink set one up\naddress add fd00::1/64 dev one nodad\n");
@@ -319,6 +322,48 @@ fn routes_that_an_administrator_set_are_kept_and_given_back_as_they_were() {
     }
     assert_eq!(show(&space), before);
     assert_eq!(space.socket.kept_routes(index).unwrap().len(), 6);
+}
+
+#[test]
+fn addresses_are_kept_and_given_back_as_they_were() {
+    let mut space = Space::new();
+    space.spare("one", "");
+    space.batch(
+        "link set one up\naddress add 10.0.0.1/24 dev one\naddress add 10.0.0.2/24 brd + dev one\n\
+         address add 10.0.1.1/24 brd 10.0.1.9 dev one label one:storage noprefixroute metric 70\n\
+         address add 10.0.2.1 peer 10.0.2.2/32 dev one scope link\n\
+         address add fd00::1/64 dev one nodad home\naddress add fd00::2/128 dev one nodad noprefixroute\n\
+         address add 10.0.3.1/24 dev one valid_lft 300 preferred_lft 300\n",
+    );
+    let show = |space: &Space| {
+        let arguments = ["-d", "address", "show", "dev", "one", "permanent", "scope", "global"];
+        let link = ["-d", "address", "show", "dev", "one", "permanent", "scope", "link", "to", "10.0.0.0/8"];
+        let run = |arguments: &[&str]| {
+            let output = space.netns.run(|| Command::new("ip").args(arguments).output().unwrap()).unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let all = run(&arguments) + &run(&link);
+        let mut all: Vec<_> =
+            all.lines().filter(|line| line.contains("inet")).map(|line| line.trim().to_owned()).collect();
+        all.sort();
+        all
+    };
+    let before = show(&space);
+    assert_eq!(before.len(), 6, "{before:#?}");
+    let index = space.link("one").index;
+    let kept = space.socket.kept_addresses(index).unwrap();
+    assert_eq!(kept.len(), 6, "{kept:?}");
+    for address in &kept {
+        assert_eq!(KeptAddress::try_from(String::from(address.clone())).unwrap(), *address);
+    }
+    space.ip("address flush dev one");
+    assert_eq!(show(&space), Vec::<String>::new());
+    for address in &kept {
+        space.socket.give_address(index, address).unwrap();
+        assert!(space.socket.give_address(index, address).unwrap_err().is_exists());
+    }
+    assert_eq!(show(&space), before);
+    assert_eq!(space.socket.kept_addresses(index).unwrap(), kept);
 }
 
 #[test]

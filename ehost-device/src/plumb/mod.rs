@@ -227,7 +227,7 @@ fn lease(
     let home = match inherited {
         Some(home) => Home { index: link.index, ..home },
         None => {
-            let addresses = node.routes.addresses().map_err(code::io("list addresses"))?;
+            let addresses = node.routes.kept_addresses(link.index).map_err(code::io("list addresses"))?;
             let master = match link.master {
                 Some(index) => {
                     node.routes.link_by_index(index).map_err(code::io("look at the bridge or bond"))?
@@ -239,7 +239,7 @@ fn lease(
                 rings: tuning.rings.map(|rings| rings.now),
                 offloads: node.routes.offloads(&link.name).map_err(code::io("look at the NIC's offloads"))?,
                 routes: node.routes.kept_routes(link.index).map_err(code::io("list routes"))?,
-                ..Home::of(link, &addresses, master.map(|master| master.name))
+                ..Home::of(link, addresses, master.map(|master| master.name))
             }
         }
     };

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use cni::{Error, Ip, Success};
 use ipnet::IpNet;
-use ledger::HomeAddress;
-use linux::route::{DuplicateDetection, Groups, KeptRoute, LinkChange, Monitor, NewRoute, Socket};
+use linux::route::{
+    DuplicateDetection, Groups, KeptAddress, KeptRoute, LinkChange, Monitor, NewRoute, Socket,
+};
 use linux::{Sysctl, announce};
 use nic::Link;
 
@@ -65,8 +66,9 @@ pub(super) fn configure(
 }
 
 /// Adds the addresses that the NIC had at home to those of IPAM.
-pub(super) fn keep_addresses(network: &mut Success, home: &[HomeAddress]) {
-    for kept in home.iter().filter_map(|kept| IpNet::new(kept.ip, kept.prefix_len).ok()) {
+pub(super) fn keep_addresses(network: &mut Success, home: &[KeptAddress]) {
+    let known = home.iter().filter_map(KeptAddress::address);
+    for kept in known.filter_map(|address| IpNet::new(address.ip, address.prefix_len).ok()) {
         if network.ips.iter().all(|ip| ip.address != kept) {
             network.ips.push(Ip { interface: None, address: kept, gateway: None });
         }

@@ -193,10 +193,15 @@ fn belongings(netns: &Netns, name: &str) -> Vec<String> {
 #[test]
 fn addresses_and_routes_of_the_node_travel_with_the_nic_where_they_are_to_and_come_home_with_it() {
     let bench = bench_with_addresses();
-    let (before, portrait) = (belongings(&bench.node, "eth1"), bench.portrait());
-    assert_eq!(before.len(), 5, "{before:#?}");
+    let portrait = bench.portrait();
+    // With broadcast address or none, label, metric and all.
+    let whole = || bench.on_node("-d -o address show dev eth1 scope global");
+    bench.on_node("address add 192.0.3.2/24 brd + dev eth1 label eth1:old metric 9");
+    let (before, addresses) = (belongings(&bench.node, "eth1"), whole());
+    assert_eq!(addresses.matches(" brd ").count(), 1, "{addresses}");
+    assert_eq!(before.len(), 6, "{before:#?}");
     // With IPAM's own, and alone.
-    for (ipam, ips) in [(json!({"type": "answers"}), 3), (json!({}), 2)] {
+    for (ipam, ips) in [(json!({"type": "answers"}), 4), (json!({}), 3)] {
         let config = bench.config(json!({"keepAddresses": true, "allowLifeline": true, "ipam": ipam}));
         let result = bench.run("ADD", &config).expect().json;
         assert_eq!(result["ips"].as_array().unwrap().len(), ips);
@@ -211,6 +216,7 @@ fn addresses_and_routes_of_the_node_travel_with_the_nic_where_they_are_to_and_co
         bench.run("CHECK", &bench.config(json!({"ipam": ipam, "prevResult": result}))).expect();
         bench.run("DEL", &config).expect();
         assert_eq!(belongings(&bench.node, "eth1"), before);
+        assert_eq!(whole(), addresses);
         bench.assert_untouched(&portrait);
     }
     // Without the key they wait at home, also for a NIC whose ADD fails after the move.

@@ -92,7 +92,7 @@ fn lease(stage: &Stage, pod: &Netns) -> Lease {
         device: LEASED.parse().unwrap(),
         permanent_mac: None,
         boot_id: linux::boot_id().unwrap(),
-        home: Home::of(&link, &routes.addresses().unwrap(), None),
+        home: Home::of(&link, routes.kept_addresses(link.index).unwrap(), None),
         owner: Owner {
             container_id: "c0ffee".into(),
             if_name: "net1".parse().unwrap(),

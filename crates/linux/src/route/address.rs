@@ -12,13 +12,13 @@ use crate::wire::{self, AF_INET, AF_INET6, AF_UNSPEC, NLM_F_CREATE, NLM_F_EXCL, 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
-const IFA_FLAGS: u16 = 8;
+pub(super) const IFA_FLAGS: u16 = 8;
 const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_OPTIMISTIC: u32 = 0x04;
 const IFA_F_TENTATIVE: u32 = 0x40;
-const IFA_F_PERMANENT: u32 = 0x80;
+pub(super) const IFA_F_PERMANENT: u32 = 0x80;
 /// `struct ifaddrmsg`.
-const BODY: usize = 8;
+pub(super) const BODY: usize = 8;
 
 /// How duplicate address detection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,16 +1,23 @@
-//! Routes in the kernel's own form, byte for byte, as `ip route save` keeps them: so nothing gets lost for which we have no word.
+//! Addresses and routes in the kernel's own form, byte for byte, as `ip address save` and `ip route save` keep them: so nothing gets lost for
+//! which we have no word.
 
 use std::fmt;
-use std::str::FromStr;
+use std::net::IpAddr;
 
-use nic::Route;
+use nic::{Address, Route};
 use serde::{Deserialize, Serialize};
 
+use super::address::{self, BODY as ADDRESS_BODY, IFA_F_PERMANENT, IFA_FLAGS};
 use super::table::{BODY, RTA_GATEWAY, RTA_MULTIPATH, RTA_NH_ID, RTA_OIF, RTA_VIA, read_route};
-use super::{RTM_GETROUTE, RTM_NEWROUTE, Socket};
+use super::{RTM_GETADDR, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWROUTE, Socket};
 use crate::Error;
 use crate::wire::{self, AF_INET, AF_INET6, NLM_F_CREATE, NLM_F_EXCL, Request};
 
+const IFA_CACHEINFO: u16 = 6;
+/// HOMEADDRESS, NODAD, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN of IFA_F_*; the other flags are how the kernel finds the address.
+const ASKED_OF_ADDRESSES: u32 = 0x10 | 0x02 | 0x100 | 0x200 | 0x400;
+/// Where `ifa_index` is in `struct ifaddrmsg`.
+const INDEX: usize = 4;
 const RTA_CACHEINFO: u16 = 12;
 /// Where `rta_expires` is in `struct rta_cacheinfo`.
 const EXPIRES: usize = 8;
@@ -19,17 +26,22 @@ const RTPROT_BOOT: u8 = 3;
 const RTPROT_STATIC: u8 = 4;
 const RTM_F_CLONED: u32 = 0x200;
 /// RTNH_F_PERVASIVE and RTNH_F_ONLINK; the other flags are how the kernel finds the route.
-const ASKED: u32 = 0x2 | 0x4;
+const ASKED_OF_ROUTES: u32 = 0x2 | 0x4;
 
 /// A route through one link that an administrator set, without the link's index. It is written as hexadecimal digits.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeptRoute(Vec<u8>);
 
-/// A text that is no [`KeptRoute`].
+/// An address of a link that does not expire, without the link's index. It is written as hexadecimal digits.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeptAddress(Vec<u8>);
+
+/// A text that is no [`KeptRoute`] or [`KeptAddress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is not a route in hexadecimal digits")]
-pub struct ParseKeptRouteError;
+#[error("it is no route or address in hexadecimal digits")]
+pub struct ParseKeptError;
 
 impl KeptRoute {
     /// What we have words for.
@@ -44,30 +56,43 @@ impl KeptRoute {
     }
 }
 
-impl From<KeptRoute> for String {
-    fn from(KeptRoute(bytes): KeptRoute) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+impl KeptAddress {
+    /// What we have words for; its index is 0.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        address::read(&self.0)
+    }
+
+    fn is_ipv4(&self) -> bool {
+        self.0.first() == Some(&AF_INET)
     }
 }
 
-impl TryFrom<String> for KeptRoute {
-    type Error = ParseKeptRouteError;
+macro_rules! hexadecimal {
+    ($type:ident, $read:ident) => {
+        impl From<$type> for String {
+            fn from($type(bytes): $type) -> String {
+                bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+            }
+        }
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
+        impl TryFrom<String> for $type {
+            type Error = ParseKeptError;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                let kept = $type(bytes(&text).ok_or(ParseKeptError)?);
+                if kept.$read().is_some() { Ok(kept) } else { Err(ParseKeptError) }
+            }
+        }
+    };
 }
 
-impl FromStr for KeptRoute {
-    type Err = ParseKeptRouteError;
+hexadecimal!(KeptRoute, route);
+hexadecimal!(KeptAddress, address);
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return Err(ParseKeptRouteError) };
-        let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
-        let kept = KeptRoute(bytes.ok_or(ParseKeptRouteError)?);
-        if kept.route().is_some() { Ok(kept) } else { Err(ParseKeptRouteError) }
-    }
+fn bytes(digits: &str) -> Option<Vec<u8>> {
+    let (pairs, []) = digits.as_bytes().as_chunks::<2>() else { return None };
+    pairs.iter().map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
 /// `198.51.100.0/24`.
@@ -80,7 +105,48 @@ impl fmt::Debug for KeptRoute {
     }
 }
 
+/// `192.0.2.1/24`.
+impl fmt::Debug for KeptAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address() {
+            Some(address) => write!(f, "{}/{}", address.ip, address.prefix_len),
+            None => f.write_str("?"),
+        }
+    }
+}
+
 impl Socket {
+    /// The addresses of this link that do not expire, but for IPv6 link-local ones, which the kernel makes itself; in the order in which they
+    /// are to be given back.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn kept_addresses(&mut self, index: u32) -> Result<Vec<KeptAddress>, Error> {
+        let request = Request::new(RTM_GETADDR, 0, &[0; ADDRESS_BODY]);
+        let read = |kind: u16, payload: &[u8]| {
+            let mine = kind == RTM_NEWADDR && wire::u32_at(payload, INDEX) == Some(index);
+            mine.then(|| keep_address(payload)).flatten()
+        };
+        let all = self.dump(|| format!("list the addresses of link {index}"), request, read)?;
+        // The kernel puts an IPv6 address before those that are there.
+        let (four, mut six): (Vec<_>, Vec<_>) = all.into_iter().partition(KeptAddress::is_ipv4);
+        six.reverse();
+        Ok([four, six].concat())
+    }
+
+    /// Gives a link an address.
+    ///
+    /// # Errors
+    /// EEXIST where the link has it already.
+    pub fn give_address(&mut self, index: u32, kept: &KeptAddress) -> Result<(), Error> {
+        let mut payload = kept.0.clone();
+        if let Some(place) = payload.get_mut(INDEX..ADDRESS_BODY) {
+            place.copy_from_slice(&index.to_ne_bytes());
+        }
+        let request = Request::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &payload);
+        self.call(|| format!("add address {kept:?} to link {index}"), request)
+    }
+
     /// The routes of all tables through this link and no other that an administrator set: not those of the kernel, of router
     /// advertisements, of DHCP or routing daemons, nor those that expire. Those come first that need no other to be there.
     ///
@@ -97,7 +163,7 @@ impl Socket {
             // Without IPv6 the kernel answers for all families.
             let read = |kind: u16, payload: &[u8]| {
                 let asked = kind == RTM_NEWROUTE && payload.first() == Some(&family);
-                asked.then(|| keep(payload, index)).flatten()
+                asked.then(|| keep_route(payload, index)).flatten()
             };
             kept.extend(self.dump(|| format!("list the routes through link {index}"), request, read)?);
         }
@@ -116,7 +182,7 @@ impl Socket {
     }
 }
 
-fn keep(payload: &[u8], index: u32) -> Option<KeptRoute> {
+fn keep_route(payload: &[u8], index: u32) -> Option<KeptRoute> {
     let mut body = *payload.first_chunk::<BODY>()?;
     let [_, _, _, _, _, protocol, ..] = body;
     let flags = wire::u32_at(payload, 8)?;
@@ -124,7 +190,7 @@ fn keep(payload: &[u8], index: u32) -> Option<KeptRoute> {
         return None;
     }
     if let Some(place) = body.last_chunk_mut() {
-        *place = (flags & ASKED).to_ne_bytes();
+        *place = (flags & ASKED_OF_ROUTES).to_ne_bytes();
     }
     let mut request = Request::new(RTM_NEWROUTE, 0, &body);
     let mut through = None;
@@ -139,4 +205,24 @@ fn keep(payload: &[u8], index: u32) -> Option<KeptRoute> {
         }
     }
     (through == Some(index)).then(|| KeptRoute(request.into_payload()))
+}
+
+fn keep_address(payload: &[u8]) -> Option<KeptAddress> {
+    let address = address::read(payload)?;
+    let made = matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if made || !address.permanent {
+        return None;
+    }
+    let [family, prefix_len, short, scope] = *payload.first_chunk()?;
+    let attributes = || wire::attributes(payload.get(ADDRESS_BODY..).unwrap_or_default());
+    let long =
+        attributes().find(|(kind, _)| *kind == IFA_FLAGS).and_then(|(_, value)| wire::u32_at(value, 0));
+    let mut request = Request::new(RTM_NEWADDR, 0, &[family, prefix_len, 0, scope, 0, 0, 0, 0]);
+    for (kind, value) in attributes().filter(|(kind, _)| ![IFA_CACHEINFO, IFA_FLAGS].contains(kind)) {
+        request.attributes().put(kind, value);
+    }
+    // Permanent, so that it reads as what it is.
+    let flags = long.unwrap_or(u32::from(short)) & ASKED_OF_ADDRESSES | IFA_F_PERMANENT;
+    request.attributes().put_u32(IFA_FLAGS, flags);
+    Some(KeptAddress(request.into_payload()))
 }

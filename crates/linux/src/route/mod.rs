@@ -15,7 +15,7 @@ mod table;
 mod tuning;
 
 pub use address::DuplicateDetection;
-pub use kept::{KeptRoute, ParseKeptRouteError};
+pub use kept::{KeptAddress, KeptRoute, ParseKeptError};
 pub use lifeline::{Look, Vital};
 pub use link::LinkChange;
 pub use monitor::{Event, Groups, Monitor};
