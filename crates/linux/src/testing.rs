@@ -65,17 +65,16 @@ impl Tree {
     /// A PCI function at `position` below `devices/`, whose last component is its address.
     pub fn pci(&self, position: &str, class: u32, vendor: u16, device: u16) {
         self.device("pci", position);
-        self.write(position, "class", &format!("{class:#08x}"));
-        self.write(position, "vendor", &format!("{vendor:#06x}"));
-        self.write(position, "device", &format!("{device:#06x}"));
+        let [_, base, sub, interface] = class.to_be_bytes();
+        let ids = format!("v{vendor:08X}d{device:08X}sv00000000sd00000000");
+        self.write(position, "modalias", &format!("pci:{ids}bc{base:02X}sc{sub:02X}i{interface:02X}"));
         self.write(position, "numa_node", "-1");
     }
 
     /// A virtio device at `position`, whose last component is its name. `kind` is its `VIRTIO_ID`: 1 is a NIC.
     pub fn virtio(&self, position: &str, kind: u16, driver: Option<&str>) {
         self.device("virtio", position);
-        self.write(position, "device", &format!("{kind:#06x}"));
-        self.write(position, "vendor", "0x1af4");
+        self.write(position, "modalias", &format!("virtio:d{kind:08X}v00001AF4"));
         if let Some(driver) = driver {
             self.driver("virtio", position, driver);
         }

@@ -100,8 +100,7 @@ impl Reader {
         // The ledger first: a NIC that leaves while we read is then at home, which is the cautious mistake.
         self.read_ledger();
         self.read_metadata(config);
-        let found = self.sysfs.nics().context("find the network devices in sysfs")?;
-        let interfaces = self.sysfs.interfaces(&found.nics).context("list the interfaces in sysfs")?;
+        let found = self.sysfs.find().context("find the network devices in sysfs")?;
         let look = match self.ask_kernel() {
             Ok(look) => look,
             Err(error) => {
@@ -115,7 +114,7 @@ impl Reader {
             Err(torn) => return Ok(Err(torn.into())),
         };
         let leased = self.memory.leases.keys().cloned().collect();
-        let facts = match NodeFacts::new(found.nics, &interfaces, links, lifeline, leased) {
+        let facts = match NodeFacts::new(found.nics, &found.interfaces, links, lifeline, leased) {
             Ok(facts) => facts.insisting_on(&self.insisted | &config.offer_lifeline),
             Err(torn) => return Ok(Err(torn.into())),
         };

@@ -1,9 +1,10 @@
 use super::*;
 use crate::testing::{ETHERNET, Tree};
 use proptest::prelude::*;
+use rustix::io::Errno;
 
 fn found(tree: &Tree) -> Found {
-    Sysfs::at(tree.path()).nics().unwrap()
+    Sysfs::at(tree.path()).find().unwrap()
 }
 
 /// ID, bus name, driver and interfaces of each NIC.
@@ -155,25 +156,41 @@ fn hardware_and_numa_node_are_those_of_the_pci_function() {
 }
 
 #[test]
-fn garbage_costs_one_device_and_says_which() {
+fn a_device_costs_no_other_and_says_why() {
     let tree = Tree::new();
     tree.virtio_nic("pci0000:00/0000:00:09.0", "virtio1");
-    let bad = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
-    tree.interface(Some(&bad), "eth1", 3);
-    for garbage in ["", "three", "-1", "99999999999", "\u{1}"] {
-        tree.write(&format!("{bad}/net/eth1"), "ifindex", garbage);
-        let found = found(&tree);
-        assert_eq!(found.nics.len(), 1, "{garbage:?}");
-        assert_eq!(found.unreadable.len(), 1, "{garbage:?}");
-        assert_eq!(found.unreadable[0].device, "virtio2");
-        assert!(found.unreadable[0].why.contains("ifindex"), "{}", found.unreadable[0].why);
-    }
-    // What only describes a NIC may be missing.
-    for attribute in ["vendor", "numa_node"] {
+    // What only describes a NIC may be missing, or be garbage.
+    for attribute in ["modalias", "numa_node"] {
         tree.write("pci0000:00/0000:00:09.0", attribute, "garbage");
     }
-    let nic = found(&tree).nics.remove(0);
-    assert_eq!((nic.hardware, nic.numa_node), (None, None));
+    let bad = ["virtio", "pci"].map(|bus| tree.path().join("bus").join(bus).join("devices"));
+    let tree_of = |name: &str| tree.folder(name);
+    tree.virtio("vd0/virtio2", 1, Some("virtio_net"));
+    std::fs::remove_file(bad[0].join("virtio2")).unwrap();
+    std::os::unix::fs::symlink(tree_of("vd0/virtio2"), bad[0].join("virtio2")).unwrap();
+    tree.pci("pci0000:00/0000:00:0b.0", ETHERNET, 0x8086, 0x100e);
+    std::fs::remove_file(bad[1].join("0000:00:0b.0")).unwrap();
+    std::os::unix::fs::symlink(tree_of("pci0000:00/0000:00:0b.0"), bad[1].join("0000:00:0b.0")).unwrap();
+    let found = found(&tree);
+    let unreadable: Vec<&str> = found.unreadable.iter().map(|device| device.device.as_str()).collect();
+    assert_eq!(unreadable, ["virtio2", "0000:00:0b.0"], "{found:?}");
+    assert!(found.unreadable.iter().all(|device| device.why.contains("does not lead into devices/")));
+    assert_eq!(found.nics.len(), 1);
+    assert_eq!((found.nics[0].hardware, found.nics[0].numa_node), (None, None));
+}
+
+#[test]
+fn an_interface_that_only_its_device_shows_is_none_in_a_pod() {
+    let tree = Tree::new();
+    let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+    std::fs::create_dir_all(tree.folder(&virtio).join("net/eth1")).unwrap();
+    assert_eq!(shown(&tree), ["0000:00:0a.0 virtio2 virtio_net []"], "it is just going");
+    tree.write(&format!("{virtio}/net/eth1"), "ifindex", "3");
+    assert_eq!(shown(&tree), ["0000:00:0a.0 virtio2 virtio_net [eth1]"]);
+    tree.write(&format!("{virtio}/net/eth1"), "ifindex", "three");
+    let found = found(&tree);
+    assert_eq!((found.nics.len(), found.unreadable.len()), (0, 1));
+    assert!(found.unreadable[0].why.contains("ifindex"), "{}", found.unreadable[0].why);
 }
 
 #[test]
@@ -189,7 +206,7 @@ fn two_virtio_devices_in_one_function_are_not_one_nic() {
 #[test]
 fn more_nics_than_one_thread_reads_are_all_found_and_their_interfaces_known() {
     let tree = Tree::new();
-    let count = u32::try_from(super::SHARE).unwrap() * 2 + 1;
+    let count = u32::try_from(super::find::SHARE).unwrap() * 2 + 1;
     for number in 0..count {
         let address = format!("0001:{:02x}:{:02x}.{}", number >> 8, (number >> 3) & 0x1f, number & 7);
         let virtio = tree.virtio_nic(&format!("pci0001:00/{address}"), &format!("virtio{number}"));
@@ -200,8 +217,7 @@ fn more_nics_than_one_thread_reads_are_all_found_and_their_interfaces_known() {
     let mut indexes: Vec<u32> = found.nics.iter().map(|nic| nic.interfaces[0].index).collect();
     indexes.sort_unstable();
     assert_eq!(indexes, (2..count + 2).collect::<Vec<_>>());
-    let sysfs = Sysfs::at(tree.path());
-    assert_eq!(sysfs.interfaces(&found.nics).unwrap(), sysfs.interfaces(&[]).unwrap());
+    assert_eq!(found.interfaces.len(), found.nics.len() + 1);
 }
 
 #[test]
@@ -212,8 +228,7 @@ fn interfaces_are_those_of_the_namespace_and_plain_files_are_passed_over() {
     tree.interface(None, "lo", 1);
     std::fs::write(tree.path().join("class/net/bonding_masters"), "").unwrap();
     let shown = |tree: &Tree| -> Vec<(u32, String, bool)> {
-        let interfaces = Sysfs::at(tree.path()).interfaces(&[]).unwrap();
-        interfaces.into_iter().map(|i| (i.index, i.name.to_string(), i.hardware)).collect()
+        found(tree).interfaces.into_iter().map(|i| (i.index, i.name.to_string(), i.hardware)).collect()
     };
     assert_eq!(shown(&tree), [(2, "eth0".to_owned(), true), (1, "lo".to_owned(), false)]);
     tree.remove_interface("eth0");
@@ -225,51 +240,42 @@ fn interfaces_are_those_of_the_namespace_and_plain_files_are_passed_over() {
 #[test]
 fn an_interface_that_cannot_be_understood_is_an_error() {
     let tree = Tree::new();
-    tree.interface(None, "lo", 1);
-    tree.write("virtual/net/lo", "ifindex", "one");
-    let error = Sysfs::at(tree.path()).interfaces(&[]).unwrap_err();
-    assert!(error.chain().contains("class/net/lo"), "{}", error.chain());
+    let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+    tree.interface(Some(&virtio), "eth1", 3);
+    let ifindex = tree.folder(&virtio).join("net/eth1/ifindex");
+    let write = |content: &[u8]| std::fs::write(&ifindex, content).unwrap();
+    let put: [(&str, &dyn Fn()); 12] = [
+        ("empty", &|| write(b"")),
+        ("a word", &|| write(b"three")),
+        ("negative", &|| write(b"-1")),
+        ("large", &|| write(b"99999999999")),
+        ("a control character", &|| write(b"\x01")),
+        ("binary", &|| write(&[0xff, 0xfe, 0, 0x80])),
+        ("long", &|| write("7".repeat(1 << 20).as_bytes())),
+        ("long and cut within a character", &|| write("\u{20ac}".repeat(5000).as_bytes())),
+        ("endless", &|| std::os::unix::fs::symlink("/dev/zero", &ifindex).unwrap()),
+        ("a loop", &|| std::os::unix::fs::symlink("ifindex", &ifindex).unwrap()),
+        // Nobody writes to it, so who waits for a writer waits for ever.
+        ("a FIFO", &|| rustix::fs::mkfifoat(rustix::fs::CWD, &ifindex, 0o600.into()).unwrap()),
+        ("a folder", &|| std::fs::create_dir(&ifindex).unwrap()),
+    ];
+    for (what, put) in put {
+        std::fs::remove_file(&ifindex).unwrap();
+        put();
+        let error = Sysfs::at(tree.path()).find().unwrap_err().chain();
+        assert!(error.contains("class/net/eth1"), "{what}: {error}");
+        assert!(error.len() < 300 && !error.contains('\0'), "{what}: {error:?}");
+    }
 }
 
 #[test]
 fn what_is_no_sysfs_is_an_error_and_a_bus_may_be_missing() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(Sysfs::at(folder.path()).nics().is_err());
-    assert!(Sysfs::at(folder.path().join("absent")).interfaces(&[]).is_err());
+    assert!(Sysfs::at(folder.path()).find().is_err());
     std::fs::create_dir(folder.path().join("bus")).unwrap();
-    assert_eq!(Sysfs::at(folder.path()).nics().unwrap(), Found::default());
-}
-
-#[test]
-fn attributes_that_are_no_text_no_file_or_have_no_end_cost_one_device() {
-    let tree = Tree::new();
-    tree.virtio_nic("pci0000:00/0000:00:09.0", "virtio1");
-    let bad = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
-    tree.interface(Some(&bad), "eth1", 3);
-    let ifindex = tree.folder(&bad).join("net/eth1/ifindex");
-    let put: [(&str, &dyn Fn()); 7] = [
-        ("binary", &|| std::fs::write(&ifindex, [0xff, 0xfe, 0, 0x80]).unwrap()),
-        ("long", &|| std::fs::write(&ifindex, "7".repeat(1 << 20)).unwrap()),
-        ("long and cut within a character", &|| std::fs::write(&ifindex, "\u{20ac}".repeat(5000)).unwrap()),
-        ("endless", &|| std::os::unix::fs::symlink("/dev/zero", &ifindex).unwrap()),
-        ("a loop", &|| std::os::unix::fs::symlink("ifindex", &ifindex).unwrap()),
-        ("a folder", &|| std::fs::create_dir(&ifindex).unwrap()),
-        // Nobody writes to it, so who waits for a writer waits for ever.
-        ("a FIFO", &|| rustix::fs::mkfifoat(rustix::fs::CWD, &ifindex, 0o600.into()).unwrap()),
-    ];
-    for (what, put) in put {
-        std::fs::remove_file(&ifindex).unwrap();
-        put();
-        let found = found(&tree);
-        assert_eq!((found.nics.len(), found.unreadable.len()), (1, 1), "{what}");
-        let Unreadable { device, why } = &found.unreadable[0];
-        assert_eq!(device, "virtio2", "{what}");
-        assert!(why.len() < 300 && !why.contains('\0'), "{what}: {why:?}");
-        if ifindex.is_dir() {
-            std::fs::remove_dir(&ifindex).unwrap();
-            std::fs::write(&ifindex, "3").unwrap();
-        }
-    }
+    assert!(Sysfs::at(folder.path()).find().unwrap_err().chain().contains("class/net"));
+    std::fs::create_dir_all(folder.path().join("class/net")).unwrap();
+    assert_eq!(Sysfs::at(folder.path()).find().unwrap(), Found::default());
 }
 
 #[test]
@@ -277,11 +283,11 @@ fn what_describes_a_nic_and_cannot_be_read_is_left_out() {
     let tree = Tree::new();
     let position = "pci0000:00/0000:00:0a.0";
     let virtio = tree.virtio_nic(position, "virtio2");
-    for attribute in ["vendor", "device", "numa_node"] {
+    for attribute in ["modalias", "numa_node"] {
         std::fs::write(tree.folder(position).join(attribute), [0xff; 9000]).unwrap();
     }
     // The driver tells that it is a NIC, where the device's own kind cannot be read.
-    std::fs::write(tree.folder(&virtio).join("device"), [0; 5000]).unwrap();
+    std::fs::write(tree.folder(&virtio).join("modalias"), [0; 5000]).unwrap();
     let found = found(&tree);
     assert_eq!(found.unreadable, []);
     assert_eq!((found.nics[0].hardware, found.nics[0].numa_node), (None, None));
@@ -312,7 +318,7 @@ fn a_device_that_is_taken_away_while_it_is_read_is_gone_and_no_fault() {
     for (errno, gone) in
         [(Errno::NODEV, true), (Errno::NOENT, true), (Errno::IO, false), (Errno::ACCESS, false)]
     {
-        assert_eq!(vanished(&errno.into()), gone, "{errno}");
+        assert_eq!(super::find::vanished(&errno.into()), gone, "{errno}");
     }
 }
 
@@ -349,11 +355,9 @@ proptest! {
         tree.interface(Some(&virtio), "eth1", 3);
         tree.virtio_nic("pci0000:00/0000:00:0b.0", "virtio3");
         for (position, attribute) in [
-            ("pci0000:00/0000:00:0a.0", "class"),
-            ("pci0000:00/0000:00:0a.0", "vendor"),
+            ("pci0000:00/0000:00:0a.0", "modalias"),
             ("pci0000:00/0000:00:0a.0", "numa_node"),
-            (virtio.as_str(), "device"),
-            ("pci0000:00/0000:00:0a.0/virtio2/net/eth1", "ifindex"),
+            (virtio.as_str(), "modalias"),
         ] {
             tree.write(position, attribute, &content);
         }
