@@ -68,8 +68,20 @@ const WRONG_EDITS: [(&str, &str, &str, &[&str]); 5] = [
 /// Reads the DaemonSet, and fails unless one container may do one thing more than nothing.
 const ONE_CAPABILITY: &str = r#"tr -d ' \n' | grep -o '"add":\[[^]]*\],"drop":\["ALL"\]' | grep -x '"add":\["NET_ADMIN"\],"drop":\["ALL"\]' | wc -l | grep -x 1"#;
 
+/// The components, and what reads the objects and fails unless each did what it is for.
+const COMPONENTS: [(&str, &str); 4] = [
+    ("repatriate", ONE_CAPABILITY),
+    ("pools", "grep -e --config=/etc/virtnet/pools.yaml"),
+    ("plugins-registry", r#"grep -c -e '"--registration=plugins-registry"' | grep -x 3"#),
+    (
+        "events",
+        r#"tr -d ' \n' | grep -e '"--events"' | grep -e '"kind":"ServiceAccount","name":"vir' | grep -v no-token"#,
+    ),
+];
+
 /// Values that the chart refuses, and the key that the refusal names.
-const WRONG_VALUES: [(&str, &str); 8] = [
+const WRONG_VALUES: [(&str, &str); 9] = [
+    ("--set registration=registry", "registration"),
     ("--set resource=virt", "resource"),
     ("--set drivers=null", "drivers"),
     ("--set drivers={virtio net}", "drivers"),
@@ -182,7 +194,7 @@ impl Desk<'_> {
             &format!(
                 "helm upgrade virtnet {CHART} --namespace virtnet --set meta.enabled=false --set node.kubeletDir=/var/lib/k0s/kubelet \
                  --set resource=example.com/nic --set 'drivers={{virtio_net,vmxnet3}}' --set image.repository=registry.example/virtnet \
-                 --set repatriate=true"
+                 --set repatriate=true --set registration=plugins-registry"
             ),
         )?;
         self.succeeds(
@@ -254,31 +266,34 @@ impl Desk<'_> {
             };
             self.screen.check(&format!("{file} is what the overlay gives"), outcome);
         }
-        let overlay = self.repatriating()?;
-        self.succeeds(
-            "the component adds one capability, to virtdp alone",
-            &format!(
-                "kubectl apply -k {} --dry-run=server --output=json | {ONE_CAPABILITY}",
-                overlay.display()
-            ),
-        )?;
+        for (overlay, _) in RENDERED {
+            for (component, proof) in COMPONENTS {
+                let folder = self.overlay_with(overlay, component)?;
+                self.succeeds(
+                    &format!("the component {component} does what it says"),
+                    &format!(
+                        "kubectl apply -k {} --dry-run=server --validate=strict --output=json | {proof}",
+                        folder.display()
+                    ),
+                )?;
+            }
+        }
         // What the next step is about.
         self.quietly("kubectl apply -k deployments/kustomize/overlays/virt-meta")
     }
 
-    /// An overlay as install.md says, with the component that lets virtdp bring NICs home.
-    fn repatriating(&self) -> Result<PathBuf> {
+    /// An overlay as install.md says, with one component.
+    fn overlay_with(&self, overlay: &str, component: &str) -> Result<PathBuf> {
         let folder = self.home.join("overlay");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let folder = folder.canonicalize().context("cannot find the folder again")?;
         // kustomize takes no absolute paths.
         let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
-        let deployments =
-            up.join(self.workspace.strip_prefix("/").unwrap_or(&self.workspace)).join("deployments");
+        let workspace = up.join(self.workspace.strip_prefix("/").unwrap_or(&self.workspace));
         let text = format!(
-            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n- {deployments}/kustomize/overlays/multus\n\
-             components:\n- {deployments}/kustomize/components/repatriate\n",
-            deployments = deployments.display()
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n- {workspace}/{overlay}\n\
+             components:\n- {workspace}/deployments/kustomize/components/{component}\n",
+            workspace = workspace.display()
         );
         fs::write(folder.join("kustomization.yaml"), text).context("cannot write an overlay")?;
         Ok(folder)

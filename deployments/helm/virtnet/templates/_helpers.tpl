@@ -28,6 +28,9 @@ capabilities:
 - virtdp
 - probe
 - --kubelet-dir={{ .Values.node.kubeletDir }}
+{{- if eq .Values.registration "plugins-registry" }}
+- --registration=plugins-registry
+{{- end }}
 {{- end -}}
 
 {{- define "virtnet.install" -}}
