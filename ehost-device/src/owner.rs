@@ -2,11 +2,11 @@
 
 use cni::plugin::Add;
 use cni::{Args, Code, Error};
-use ledger::{Lease, Node, Owner, Pod, Stage, Whereabouts};
+use ledger::{Lease, Ledger, Node, Owner, Pod, Stage, Whereabouts};
 use linux::Netns;
 use nic::Link;
 
-use crate::code::{ALREADY_ATTACHED, LIFELINE};
+use crate::code::{self, ALREADY_ATTACHED, LIFELINE};
 use crate::config::Insistence;
 
 /// What is to be done about a lease that stands in the way of an ADD.
@@ -40,6 +40,19 @@ pub(crate) fn judge(lease: &Lease, whereabouts: &Whereabouts, wanted: &Owner) ->
         (Stage::Plumbed { .. }, Whereabouts::OnNode(_) | Whereabouts::Unknown)
         | (Stage::Prepared | Stage::Returning { .. } | Stage::Displaced { .. }, _) => Standing::Stale,
     }
+}
+
+/// The node, with what its agent knows as vital: addresses of the node, and of its API servers.
+///
+/// # Errors
+/// No /proc, or no socket.
+pub(crate) fn node(ledger: &Ledger) -> Result<Node, linux::Error> {
+    let mut node = Node::here()?;
+    if let Err(error) = node.heed(ledger.notes()) {
+        // The agent writes it anew.
+        cni::tell!("ehost-device: {}: going by what the kernel shows", code::ledger(error));
+    }
+    Ok(node)
 }
 
 /// Refuses a NIC that carries the node's own traffic.

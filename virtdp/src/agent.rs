@@ -81,8 +81,8 @@ fn start(settings: &Settings, stop: &CancellationToken) -> Result<JoinSet<()>> {
     let to_pods = sight_out.clone();
     tasks.spawn(configuration.follow(stop.clone()));
     tasks.spawn(observe::tell(settings.events.clone(), to_pods, metrics.clone(), stop.clone()));
-    tasks.spawn(discover::follow(settings.clone(), config, sight, metrics, unregistered.clone()));
-    tasks.spawn(repatriate::run(settings.clone(), sight_out.clone(), stop.clone()));
+    tasks.spawn(discover::follow(settings.clone(), config, sight, metrics.clone(), unregistered.clone()));
+    tasks.spawn(repatriate::run(settings.clone(), sight_out.clone(), metrics, stop.clone()));
     tasks.spawn(advertise::offer(settings.clone(), sight_out, requests, lists, unregistered.clone()));
     tasks.spawn(observe::serve(settings.listen.clone(), view.clone(), stop.clone()));
     let register = advertise::register(settings.clone(), lists_out, desk, view, stop.clone());

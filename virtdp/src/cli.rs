@@ -163,8 +163,8 @@ struct NodeArguments {
     /// Post an Event on a pod whose NIC was unplugged or turned ill, as the service account of this pod
     #[arg(long, global = true)]
     events: bool,
-    /// Post Events as this kubeconfig says, not as a service account
-    #[arg(long, global = true, value_name = "FILE", requires = "events")]
+    /// A kubeconfig: the NIC on the way to its API server is never offered, and with --events it is used in place of a service account
+    #[arg(long, global = true, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 }
 
@@ -203,7 +203,12 @@ impl Arguments {
             extras: Extras { vhost_net: node.need_vhost_net, tun: node.need_tun, cdi: node.cdi },
             sysfs: node.sysfs.clone(),
             node_addresses: all(node.node_addresses.iter().chain(&node.more_node_ips)),
-            api_servers: [node.api_servers.clone(), all(&node.pods_api_server)].concat(),
+            api_servers: [
+                node.api_servers.clone(),
+                all(&node.pods_api_server),
+                node.kubeconfig.iter().cloned().map(Host::Kubeconfig).collect(),
+            ]
+            .concat(),
             offer_lifeline: node.offer_lifeline.iter().cloned().collect(),
             listen: node.listen.clone(),
             events: node.events.then(|| match &node.kubeconfig {

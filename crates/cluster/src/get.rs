@@ -103,6 +103,14 @@ impl Error {
     }
 }
 
+/// The URL of the API server of a kubeconfig's current context.
+///
+/// # Errors
+/// The kubeconfig cannot be read, or names none.
+pub fn server(kubeconfig: &Path) -> Result<String, Error> {
+    kubeconfig::server(kubeconfig)
+}
+
 impl Client {
     /// A client for the current context of a kubeconfig; each call ends within `deadline`.
     ///

@@ -93,6 +93,15 @@ fn file_of(reader: &mut Reader<'_>, root: &Node) -> Result<Config, Fault> {
         if pools.iter().any(|other| other.resource == pool.resource) {
             return Err(reader.fault(item, format!("the resource {} stands here twice", pool.resource)));
         }
+        let shared =
+            |other: &Pool| Some((other.resource.clone(), pool.resource.shared_variable(&other.resource)?));
+        if let Some((other, variable)) = pools.iter().find_map(shared) {
+            let what = format!(
+                "{} and {other} both set the variable {variable} in containers: give one another name",
+                pool.resource
+            );
+            return Err(reader.fault(item, what));
+        }
         pools.push(pool);
     }
     if let Some(node) = entries.get("metadata").filter(|_| metadata.is_some())

@@ -176,6 +176,14 @@ fn each_fault_is_told_with_file_line_column_and_remedy() {
             "resourceList:\n- {resourceName: a, selectors: {drivers: [a]}}\n- {resourceName: a, selectors: {drivers: [b]}}".into(),
             "pools.yaml:3:3: the resource intel.com/a stands here twice",
         ),
+        (
+            "resourceList:\n- {resourceName: a-b, selectors: {drivers: [a]}}\n- {resourceName: a_b, selectors: {drivers: [b]}}".into(),
+            "pools.yaml:3:3: intel.com/a_b and intel.com/a-b both set the variable PCIDEVICE_INTEL_COM_A_B in containers: give one another",
+        ),
+        (
+            "resourceList:\n- {resourceName: a, selectors: {drivers: [a]}}\n- {resourceName: a-info, selectors: {drivers: [b]}}".into(),
+            "pools.yaml:3:3: intel.com/a-info and intel.com/a both set the variable PCIDEVICE_INTEL_COM_A_INFO in containers",
+        ),
     ] {
         let fault = read(&text).expect_err(&text);
         assert!(fault.starts_with(says), "{text:?}: {fault}");

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "blocking")]
 pub mod blocking;
+pub mod checkpoint;
 #[cfg(feature = "client")]
 mod connect;
 mod dir;

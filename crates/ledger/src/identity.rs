@@ -10,12 +10,10 @@ use linux::files::{self, Lock};
 use nic::identity::Journal;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Fault};
+use crate::{Error, notes};
 
 const FILE: &str = "identities.json";
 const LOCK: &str = "identities.lock";
-/// An entry has about 130 bytes.
-const LARGEST: u64 = 4 * 1024 * 1024;
 
 /// Where the journal is.
 #[derive(Clone, Debug)]
@@ -24,8 +22,7 @@ pub struct Identities {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored<J> {
-    version: u32,
+struct Devices<J> {
     devices: J,
 }
 
@@ -41,13 +38,8 @@ impl Identities {
     /// # Errors
     /// [`Error::Journal`].
     pub fn read(&self) -> Result<Journal, Error> {
-        let path = self.folder.join(FILE);
-        let read = || {
-            let Some(bytes) = crate::contents(&path, LARGEST)? else { return Ok(Journal::new()) };
-            let stored: Stored<Journal> = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
-            Ok(stored.devices)
-        };
-        read().map_err(|source| Error::Journal { path: path.clone(), source })
+        let journal: Option<Devices<Journal>> = notes::read(&self.folder.join(FILE))?;
+        Ok(journal.map(|journal| journal.devices).unwrap_or_default())
     }
 
     /// Writes `new` in place of `old`, durably, unless somebody has written meanwhile; says whether it did.
@@ -62,10 +54,7 @@ impl Identities {
         if self.read()? != *old {
             return Ok(false);
         }
-        let stored = Stored { version: crate::VERSION, devices: new };
-        let mut bytes = serde_json::to_vec_pretty(&stored).map_err(Error::EncodeJournal)?;
-        bytes.push(b'\n');
-        files::write_atomically(&self.folder, FILE, &bytes).map_err(failed)?;
+        notes::write(&self.folder, FILE, &Devices { devices: new })?;
         Ok(true)
     }
 
@@ -81,6 +70,7 @@ impl Identities {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Fault;
     use nic::MacAddr;
     use nic::identity::Known;
 

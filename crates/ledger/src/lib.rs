@@ -6,7 +6,7 @@
 //! reading needs none, since files are replaced whole.
 //!
 //! [`bring_home`] is the way back, the same for whoever walks it; [`put_right`] is its last part, for who may not look into pods.
-//! [`Identities`] is the journal of which NIC sat at which ID.
+//! [`Identities`] is the journal of which NIC sat at which ID; [`Notes`] are what else the agent leaves to others.
 //!
 //! A file that is torn, foreign or written by a newer release is reported, never deleted and never in the way of the
 //! others.
@@ -15,6 +15,7 @@ mod homecoming;
 mod identity;
 mod lease;
 mod node;
+mod notes;
 mod tuning;
 
 use std::fs::File;
@@ -30,6 +31,7 @@ pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, lost_rout
 pub use identity::Identities;
 pub use lease::{Home, Lease, Owner, Pod, Stage, Step};
 pub use node::{Node, look_into_pod};
+pub use notes::Notes;
 
 /// The form in which this release writes leases, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -43,6 +45,7 @@ pub struct Ledger {
     leases: PathBuf,
     locks: PathBuf,
     identities: Identities,
+    notes: Notes,
 }
 
 /// Why the ledger cannot be read or written.
@@ -99,8 +102,8 @@ pub enum Error {
         #[source]
         source: Fault,
     },
-    /// The journal of identities is there and is of no use to us.
-    #[error("the journal of identities in {} cannot be used", path.display())]
+    /// What the agent keeps (the journal of identities, a note) is there and is of no use to us.
+    #[error("what virtdp keeps in {} cannot be used", path.display())]
     Journal {
         /// The file.
         path: PathBuf,
@@ -108,8 +111,8 @@ pub enum Error {
         #[source]
         source: Fault,
     },
-    /// The journal of identities cannot be written.
-    #[error("write the journal of identities in {}", path.display())]
+    /// It cannot be written.
+    #[error("write what virtdp keeps in {}", path.display())]
     WriteJournal {
         /// The file.
         path: PathBuf,
@@ -117,8 +120,8 @@ pub enum Error {
         #[source]
         source: linux::Error,
     },
-    /// The journal of identities cannot be put into JSON; a fault of ours.
-    #[error("encode the journal of identities")]
+    /// It cannot be put into JSON; a fault of ours.
+    #[error("encode what virtdp keeps")]
     EncodeJournal(#[source] serde_json::Error),
 }
 
@@ -173,7 +176,18 @@ impl Ledger {
     #[must_use]
     pub fn at(state: impl AsRef<Path>) -> Self {
         let state = state.as_ref();
-        Ledger { leases: state.join("leases"), locks: state.join("locks"), identities: Identities::at(state) }
+        Ledger {
+            leases: state.join("leases"),
+            locks: state.join("locks"),
+            identities: Identities::at(state),
+            notes: Notes::at(state),
+        }
+    }
+
+    /// The agent's notes in the same state folder.
+    #[must_use]
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     /// The journal in the same state folder.

@@ -8,7 +8,7 @@ use nic::lifeline::TornFacts;
 use nic::{DeviceId, IfName, Lifeline, Link};
 
 use crate::homecoming::is_child;
-use crate::{Lease, Stage};
+use crate::{Error, Lease, Notes, Stage};
 
 /// The node's network namespace, a socket in it, and the machine's devices.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Node {
     pub devices: Devices,
     /// This boot ([`linux::boot_id`]).
     pub boot_id: String,
+    /// What is vital for the node, as far as somebody told.
+    pub vital: Vital,
 }
 
 /// How often the facts for the lifeline are read again when they contradict each other.
@@ -37,7 +39,17 @@ impl Node {
             routes: Socket::open()?,
             devices: Devices::at("/sys"),
             boot_id: linux::boot_id()?,
+            vital: Vital::default(),
         })
+    }
+
+    /// Takes in what was named to the agent as vital.
+    ///
+    /// # Errors
+    /// The note cannot be used: then what the kernel shows is all there is.
+    pub fn heed(&mut self, notes: &Notes) -> Result<(), Error> {
+        self.vital = notes.vital()?;
+        Ok(())
     }
 
     /// Which links carry the node.
@@ -45,7 +57,7 @@ impl Node {
     /// # Errors
     /// Links, routes or addresses cannot be read, or keep changing: then nobody knows, and no link may be touched.
     pub fn lifeline(&mut self) -> Result<Lifeline, linux::Error> {
-        steady(|| Ok(self.routes.look(&Vital::default())?.map(|look| look.lifeline)))
+        steady(|| Ok(self.routes.look(&self.vital)?.map(|look| look.lifeline)))
     }
 
     /// The ID under which a link's lease is kept: that of its device, or one made from its name where it has no device.

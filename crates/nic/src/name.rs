@@ -117,10 +117,22 @@ impl ResourceName {
         self.0.replace('/', "-")
     }
 
-    /// The name as it stands in environment variables: upper case, everything but letters and digits becomes `_`.
+    /// The environment variables in which a container finds its devices: their IDs, and what is known of them. The name stands there in
+    /// upper case, with `_` for all but letters and digits, as sriov-network-device-plugin has it.
     #[must_use]
-    pub fn env_stem(&self) -> String {
-        self.0.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+    pub fn variables(&self) -> [String; 2] {
+        let one = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let ids = format!("PCIDEVICE_{}", self.0.chars().map(one).collect::<String>());
+        let info = format!("{ids}_INFO");
+        [ids, info]
+    }
+
+    /// A variable that both resources would set: `a/b-c` and `a/b.c` have the same two. The kubelet passes on one of them, so a container
+    /// with devices of both would miss some. Two whose files have the same name ([`ResourceName::file_stem`]) share one, too.
+    #[must_use]
+    pub fn shared_variable(&self, other: &ResourceName) -> Option<String> {
+        let others = other.variables();
+        self.variables().into_iter().find(|variable| others.contains(variable))
     }
 }
 
@@ -237,7 +249,7 @@ mod tests {
     fn resource_names_follow_the_kubelet() {
         let virt: ResourceName = "kernel.org/virt".parse().unwrap();
         assert_eq!(virt.file_stem(), "kernel.org-virt");
-        assert_eq!(virt.env_stem(), "KERNEL_ORG_VIRT");
+        assert_eq!(virt.variables(), ["PCIDEVICE_KERNEL_ORG_VIRT", "PCIDEVICE_KERNEL_ORG_VIRT_INFO"]);
         for bad in [
             "virt",
             "/virt",
@@ -253,7 +265,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn resources_of_different_names_may_share_a_variable() {
+        let shared = |one: &str, two: &str| {
+            one.parse::<ResourceName>().unwrap().shared_variable(&two.parse().unwrap())
+        };
+        for (one, two, variable) in [
+            ("a.org/b-c", "a.org/b.c", "PCIDEVICE_A_ORG_B_C"),
+            ("a.org/b", "a.org/B", "PCIDEVICE_A_ORG_B"),
+            ("a-b/c", "a/b-c", "PCIDEVICE_A_B_C"),
+            ("a.org/b", "a.org/b_info", "PCIDEVICE_A_ORG_B_INFO"),
+            ("a.org/b.Info", "a.org/b", "PCIDEVICE_A_ORG_B_INFO"),
+        ] {
+            assert_eq!(shared(one, two).as_deref(), Some(variable), "{one} {two}");
+        }
+        assert_eq!(shared("a.org/b", "a.org/bc"), None);
+        assert_eq!(shared("a.org/info", "a.org/b"), None);
+    }
+
     proptest! {
+        #[test]
+        fn resources_whose_files_have_the_same_name_share_a_variable(
+            one in "[a.-]{1,4}/[a_.-]{1,4}", two in "[a.-]{1,4}/[a_.-]{1,4}"
+        ) {
+            let (Ok(one), Ok(two)) = (one.parse::<ResourceName>(), two.parse::<ResourceName>()) else { return Ok(()) };
+            prop_assert!(one.file_stem() != two.file_stem() || one.shared_variable(&two).is_some());
+        }
+
         #[test]
         fn no_text_makes_the_parsers_panic(text in ".{0,80}") {
             let _ = text.parse::<IfName>();

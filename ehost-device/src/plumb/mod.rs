@@ -53,9 +53,9 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     // Read before anything is changed: what cannot be passed on is an error now, not later.
     let previous = add.config.prev_result()?.unwrap_or_default();
     let mut pod = Pod::open(add)?;
-    let mut node = Node::here().map_err(code::io("look at the node's network"))?;
     let ledger = &settings.surroundings.ledger;
     let wanted = owner::owner(add, &pod.netns)?;
+    let mut node = owner::node(ledger).map_err(code::io("look at the node's network"))?;
     let chosen = select::choose(&mut node, ledger, &settings.selector)?;
     steps.device = Some(chosen.id.clone());
     steps.begin("allocation");

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use cni::Error;
 use cni::delegate::Plugins;
 use cni::plugin::Gc;
-use ledger::{Lease, Ledger, Node};
+use ledger::{Lease, Ledger};
 
 use super::{give_back, return_device};
 use crate::code;
 use crate::config::Surroundings;
 use crate::log::Steps;
+use crate::owner;
 
 /// Brings home the NICs of this network whose containers the runtime does not know, and gives their addresses back.
 ///
@@ -41,7 +42,7 @@ fn stale_leases(gc: &Gc, ledger: &Ledger, plugins: &Plugins) -> Vec<Result<(), E
     for unusable in &listing.unusable {
         cni::tell!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
     }
-    let mut node = match Node::here() {
+    let mut node = match owner::node(ledger) {
         Ok(node) => node,
         Err(error) => return vec![Err(code::io("look at the node's network")(error))],
     };

@@ -17,6 +17,7 @@ use nic::DeviceId;
 use crate::code;
 use crate::config::Surroundings;
 use crate::log::Steps;
+use crate::owner;
 use crate::plumb::ARRIVAL_PATIENCE;
 
 pub(crate) use gc::gc;
@@ -51,7 +52,7 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
 /// Brings home whatever NIC is this container's; returns what went wrong.
 fn release(ledger: &Ledger, del: &Del, steps: &mut Steps) -> Vec<Error> {
     let mut errors = Vec::new();
-    let mut node = match Node::here() {
+    let mut node = match owner::node(ledger) {
         Ok(node) => node,
         Err(error) => return vec![code::io("look at the node's network")(error)],
     };

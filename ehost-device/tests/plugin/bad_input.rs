@@ -97,6 +97,49 @@ fn a_nic_that_the_node_leased_an_address_for_is_never_moved() {
 }
 
 #[test]
+fn what_was_named_to_the_agent_as_vital_is_spared_and_a_torn_note_is_in_nobodys_way() {
+    let bench = Bench::new();
+    // Wires lead out of the node.
+    let outside = Netns::create().unwrap();
+    bench.on_node("link add up0 type veth peer name up0-wire");
+    for wire in ["wire", "up0-wire"] {
+        bench.on_node(&format!("link set {wire} netns {}", path_of(&outside).display()));
+        ip(&outside, &format!("link set {wire} up"));
+    }
+    bench.on_node("addr add 192.0.2.2/24 dev up0");
+    bench.on_node("link set up0 up");
+    bench.on_node("route add default via 192.0.2.1");
+    bench.on_node("addr add 198.51.100.5/24 dev eth1");
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    bench.run("DEL", &config).expect();
+
+    let ledger = ledger::Ledger::at(bench.state());
+    let before = bench.portrait();
+    for (addresses, peers, reason) in [
+        (&["198.51.100.5"][..], &[][..], "198.51.100.5"),
+        (&[][..], &["198.51.100.9"][..], "is the way to the API server 198.51.100.9"),
+    ] {
+        let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let vital = linux::route::Vital { addresses: ips(addresses), peers: ips(peers) };
+        ledger.notes().write_vital(&vital).unwrap();
+        let refused = bench.run("ADD", &config);
+        assert_eq!(refused.code(), 101);
+        assert!(refused.text().contains(reason), "{}", refused.text());
+        bench.assert_untouched(&before);
+    }
+
+    std::fs::write(bench.state().join("vital.json"), "{").unwrap();
+    let added = bench.run("ADD", &config).expect();
+    assert!(
+        added.stderr.contains("vital.json") && added.stderr.contains("what the kernel shows"),
+        "{}",
+        added.stderr
+    );
+    bench.run("DEL", &config).expect();
+}
+
+#[test]
 fn an_interface_name_that_is_taken_in_the_pod_is_found_before_anything_moves() {
     let bench = Bench::new();
     let before = bench.portrait();

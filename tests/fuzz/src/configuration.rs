@@ -22,8 +22,9 @@ fn configuration(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match config::parse(text, Path::new("pools.yaml")) {
         Ok(config) => {
-            let resources: BTreeSet<_> = config.pools.iter().map(|pool| pool.resource.to_string()).collect();
-            assert_eq!(resources.len(), config.pools.iter().count(), "a resource twice: {config:?}");
+            let variables: BTreeSet<_> =
+                config.pools.iter().flat_map(|pool| pool.resource.variables()).collect();
+            assert_eq!(variables.len(), config.pools.iter().count() * 2, "a variable twice: {config:?}");
             assert!(config.metadata.as_ref().is_none_or(|path| path.is_absolute()), "{config:?}");
             for note in &config.notes {
                 one_line(&note.to_string());

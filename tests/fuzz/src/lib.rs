@@ -10,6 +10,7 @@ use std::{fs, io};
 mod cni_input;
 mod configuration;
 mod devices;
+mod kubelet;
 mod leases;
 
 /// One thing that is fuzzed.
@@ -28,6 +29,8 @@ pub const TARGETS: &[Target] = &[
     configuration::CONFIGURATION,
     devices::UEVENT,
     devices::SYSFS,
+    kubelet::CHECKPOINT,
+    kubelet::POD_RESOURCES,
     cni_input::NETWORK,
     cni_input::ENVIRONMENT,
     cni_input::ANSWER,

@@ -56,6 +56,15 @@ fn a_nic_whose_namespace_ended_while_no_agent_ran_comes_home_at_its_start_and_a_
     let said = looks.wait_for("0000:00:0a.0 is back on the node", SOON).unwrap();
     assert!(said.contains("CAP_NET_ADMIN"), "{said}");
     assert_same(&node.snapshot(), &left, "with an agent that may change nothing");
+    let shown = node.sh("virtdp discover");
+    let row = shown.lines().find(|line| line.contains(SECOND)).unwrap();
+    assert!(
+        row.contains("  stray  ")
+            && row.contains("as net1")
+            && row.contains("c1")
+            && row.contains("NET_ADMIN"),
+        "{shown}"
+    );
     assert_eq!(node.sh("cat /var/lib/virtnet/leases/0000:00:0a.0.json"), lease);
     looks.kill().unwrap();
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ledger::Notes;
 use nic::ResourceName;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::offers::{Given, Offer, Offers, Refusal};
+use super::remembered::Remembered;
 use crate::allocate::{Allocators, checkpoint};
 use crate::cli::Settings;
 use crate::discover::Sight;
@@ -63,6 +65,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let mut allocators = Allocators::new(&settings);
+    let mut remembered = Remembered::read(Notes::at(&settings.state));
     let mut offers: Option<Offers> = None;
     loop {
         let expiry = offers.as_ref().and_then(|offers| offers.expires(Instant::now()));
@@ -77,7 +80,13 @@ pub(crate) async fn run(
                 match (seen, &mut offers) {
                     (Sight::Clear(survey), Some(offers)) => offers.update(&survey, now),
                     (Sight::Clear(survey), none) => {
-                        let given = given(&settings, |resource| survey.config.pools.of(resource).is_some());
+                        let is_ours = |resource: &ResourceName| {
+                            survey.config.pools.of(resource).is_some() || remembered.has(resource)
+                        };
+                        let given = given(&settings, is_ours).unwrap_or_else(|| {
+                            remembered.doubt();
+                            Given::new()
+                        });
                         let begun = none.insert(Offers::begin(&survey, &given, now));
                         allocators.begin(begun.in_use(&given), begun.lists().into_keys()).await;
                     }
@@ -88,19 +97,19 @@ pub(crate) async fn run(
             }
             request = requests.0.recv() => {
                 let Some(Request { resource, ids, reply }) = request else { return };
-                let unknown = |ids: Vec<String>| {
-                    Err(Refusal::Unknown(ids.join(","), ": the node was not looked at yet".to_owned()))
-                };
                 let answer = match &mut offers {
                     Some(offers) => offers.allocate(&resource, &ids, Instant::now()),
-                    None => unknown(ids),
+                    None => {
+                        let first = ids.first().map_or("", String::as_str);
+                        Err(Refusal::unknown(first, ": the node was not looked at yet".to_owned()))
+                    }
                 };
                 // The kubelet may have hung up.
                 let _ = reply.send(answer);
             }
             () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
                 if let Some(offers) = &mut offers {
-                    let given = given(&settings, |resource| offers.is_ours(resource));
+                    let given = given(&settings, |resource| offers.is_ours(resource)).unwrap_or_default();
                     offers.expire(&given, Instant::now());
                 }
             }
@@ -111,6 +120,7 @@ pub(crate) async fn run(
                 offers.lists().into_iter().map(|(resource, list)| (resource, Arc::new(list))).collect();
             let old = lists.borrow().clone();
             if old.as_deref() != Some(&new) {
+                remembered.keep(new.keys()).await;
                 // Before the kubelet knows of a device, what others read about it is there.
                 allocators.follow(old.as_deref(), &new).await;
                 lists.send_replace(Some(Arc::new(new)));
@@ -119,14 +129,19 @@ pub(crate) async fn run(
     }
 }
 
-/// What the kubelet has given to pods of resources that are ours, by its checkpoint. A hint: without it we know a little less.
-fn given(settings: &Settings, is_ours: impl Fn(&ResourceName) -> bool) -> Given {
-    let mut given = checkpoint::given(&settings.kubelet.checkpoint()).unwrap_or_else(|error| {
-        warn!(reason = format!("{error:#}"), "the kubelet's checkpoint cannot be read");
-        Given::new()
-    });
-    given.retain(|_, resource| is_ours(resource));
-    given
+/// What the kubelet has given to pods of resources that are ours, by its checkpoint; none if that cannot be read. A hint: without it we
+/// know a little less.
+fn given(settings: &Settings, is_ours: impl Fn(&ResourceName) -> bool) -> Option<Given> {
+    match checkpoint::given(&settings.kubelet.checkpoint()) {
+        Ok(mut given) => {
+            given.retain(|_, resource| is_ours(resource));
+            Some(given)
+        }
+        Err(error) => {
+            warn!(reason = format!("{error:#}"), "the kubelet's checkpoint cannot be read");
+            None
+        }
+    }
 }
 
 #[cfg(test)]

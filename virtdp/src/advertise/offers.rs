@@ -100,6 +100,11 @@ impl Refusal {
     /// All that [`Refusal::class`] may be.
     pub(crate) const CLASSES: [&str; 2] = ["unknown", "unhealthy"];
 
+    /// Of a device that is not in the list. What the kubelet sends as its ID cannot be trusted to be short.
+    pub(super) fn unknown(id: &str, why: String) -> Refusal {
+        Refusal::Unknown(id.chars().take(63).flat_map(char::escape_debug).collect(), why)
+    }
+
     /// The reason in one word, for metrics.
     pub(crate) fn class(&self) -> &'static str {
         match self {
@@ -296,11 +301,7 @@ impl Offers {
             match list.iter().find(|offer| offer.id.as_str() == *id) {
                 Some(Offer { ill: None, .. }) => {}
                 Some(Offer { ill: Some(why), id, .. }) => return Err(Refusal::Ill(id.clone(), why.clone())),
-                None => {
-                    // What the kubelet sends cannot be trusted to be short.
-                    let shown = id.chars().take(63).flat_map(char::escape_debug).collect();
-                    return Err(Refusal::Unknown(shown, self.why_unknown(id)));
-                }
+                None => return Err(Refusal::unknown(id, self.why_unknown(id))),
             }
         }
         for ((_, id), entry) in &mut self.entries {

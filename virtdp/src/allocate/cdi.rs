@@ -114,7 +114,8 @@ impl Cdi {
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' })
             .collect();
-        format!("PCIDEVICE_{}_{stem}={id}", self.resource.env_stem())
+        let [ids, _info] = self.resource.variables();
+        format!("{ids}_{stem}={id}")
     }
 }
 

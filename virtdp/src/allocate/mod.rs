@@ -200,14 +200,12 @@ fn response(
 /// `PCIDEVICE_<RESOURCE>` and `PCIDEVICE_<RESOURCE>_INFO` are what users of sriov-network-device-plugin read. IDs are in the order of
 /// addresses: the kubelet keeps none, and so the same devices read the same in an init container and in the one after it.
 fn environment(resource: &ResourceName, grants: &[Grant], extras: Extras) -> BTreeMap<String, String> {
-    let name = format!("PCIDEVICE_{}", resource.env_stem());
+    let [ids_of, info_of] = resource.variables();
     let ids: Vec<&str> = grants.iter().map(|grant| grant.offer.id.as_str()).collect();
     let info: serde_json::Map<_, _> =
         grants.iter().map(|grant| (grant.offer.id.to_string(), grant.info(extras))).collect();
-    let mut environment = BTreeMap::from([
-        (format!("{name}_INFO"), serde_json::Value::Object(info).to_string()),
-        (name, ids.join(",")),
-    ]);
+    let mut environment =
+        BTreeMap::from([(info_of, serde_json::Value::Object(info).to_string()), (ids_of, ids.join(","))]);
     // Of two resources that set the same variable one is lost, so only one resource sets this.
     if resource.as_str() == RESOURCE_OF_2018 {
         let pci: Vec<String> =

@@ -18,6 +18,7 @@ use super::survey::{Seen, Survey};
 use super::vital;
 use crate::allocate::checkpoint;
 use crate::cli::Settings;
+use crate::repatriate;
 
 /// As many names are suggested to who mistyped one.
 const SUGGESTIONS: usize = 3;
@@ -32,7 +33,8 @@ pub(crate) fn run(settings: &Settings, name: &str, json: bool) -> Result<()> {
     let config = Arc::new(crate::configure::load(settings)?);
     let mut reader = Reader::new(settings);
     reader.set_peers(vital::resolve(&settings.api_servers));
-    let survey = reader.read(&config).context("the node cannot be read")?;
+    let mut survey = reader.read(&config).context("the node cannot be read")?;
+    survey.stray = repatriate::stray(settings, &survey);
     let pages = pages(settings, &survey, name);
     if pages.is_empty() {
         let near = suggestions(&survey, name);

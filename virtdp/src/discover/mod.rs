@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
+use linux::route::Vital;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -29,8 +30,8 @@ use self::report::Report;
 #[cfg(test)]
 pub(crate) use self::survey::{Lease, sample};
 pub(crate) use self::survey::{Seen, Survey};
-use self::vital::Resolved;
 pub(crate) use self::vital::{Host, List};
+use self::vital::{Noted, Resolved};
 use crate::cli::Settings;
 use crate::observe::Metrics;
 
@@ -92,6 +93,7 @@ async fn keep_looking(
     let mut changes = Changes::new();
     let mut reader = Reader::of_the_agent(&settings);
     let mut report = Report::default();
+    let mut noted = Noted::at(&settings.state);
     let mut failures = 0_usize;
     loop {
         let started = Instant::now();
@@ -128,6 +130,11 @@ async fn keep_looking(
                 }
                 let again_after = if survey.has_strangers() { DOUBT } else { RESYNC };
                 sight.send_replace(Sight::Clear(Arc::new(survey)));
+                let vital = Vital {
+                    addresses: settings.node_addresses.clone(),
+                    peers: peers.borrow().clone().unwrap_or_default(),
+                };
+                noted.keep(vital).await;
                 again_after
             }
             Err(failure) => {

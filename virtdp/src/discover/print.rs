@@ -14,6 +14,7 @@ use super::read::Reader;
 use super::survey::{Seen, Survey};
 use super::vital;
 use crate::cli::Settings;
+use crate::repatriate::{self, Stray};
 
 const COLUMNS: usize = 9;
 
@@ -25,7 +26,8 @@ pub(crate) fn run(settings: &Settings, json: bool) -> Result<()> {
     let config = Arc::new(crate::configure::load(settings)?);
     let mut reader = Reader::new(settings);
     reader.set_peers(vital::resolve(&settings.api_servers));
-    let survey = reader.read(&config).context("the node cannot be read")?;
+    let mut survey = reader.read(&config).context("the node cannot be read")?;
+    survey.stray = repatriate::stray(settings, &survey);
     let sysfs = Sysfs::at(&settings.sysfs);
     let rows: Vec<Row> = rows(&survey).into_iter().map(|row| row.with_speed(&sysfs)).collect();
     // Colour only on a terminal, and not with NO_COLOR.
@@ -40,7 +42,8 @@ pub(crate) fn run(settings: &Settings, json: bool) -> Result<()> {
     writeln!(out)?;
     for pool in config.pools.iter() {
         let resource = pool.resource.as_str();
-        let counted = |row: &&Row| matches!(row.state, State::Offered | State::InUse | State::Insisted);
+        let counted =
+            |row: &&Row| matches!(row.state, State::Offered | State::InUse | State::Stray | State::Insisted);
         let rows = rows.iter().filter(|row| row.pool.as_deref() == Some(resource));
         writeln!(out, "{resource}: {} of {} NICs", rows.filter(counted).count(), survey.nics.len())?;
     }
@@ -88,6 +91,8 @@ pub(super) enum State {
     Offered,
     /// For pods, and away from home.
     InUse,
+    /// For pods, but not at home as it was, though nobody has it.
+    Stray,
     /// For pods, but ill.
     Unhealthy,
     /// For pods, although it carries the node.
@@ -115,25 +120,32 @@ pub(super) fn rows(survey: &Survey) -> Vec<Row> {
 pub(super) fn of_nic(seen: &Seen, survey: &Survey) -> Row {
     let lease = survey.leases.get(&seen.nic.id);
     let away = seen.nic.interfaces.is_empty();
-    let (state, reason) = match (&seen.standing, lease) {
-        (Standing::Insisted(health, lifeline), _) => (
+    let (state, reason) = match (&seen.standing, lease, survey.stray.get(&seen.nic.id)) {
+        (Standing::Insisted(health, lifeline), ..) => (
             State::Insisted,
             format!("{lifeline}, and is offered because --offer-lifeline says so ({health})"),
         ),
-        (Standing::Skipped(skip), _) => (State::Skipped, skip.to_string()),
-        (Standing::Offered(health @ (Health::NoCarrier(_) | Health::Stranger(_))), _) => {
+        (Standing::Skipped(skip), ..) => (State::Skipped, skip.to_string()),
+        (Standing::Offered(health @ (Health::NoCarrier(_) | Health::Stranger(_))), ..) => {
             (State::Unhealthy, health.to_string())
         }
-        (Standing::Offered(Health::Healthy), Some(lease)) if away => {
+        (Standing::Offered(Health::Healthy), _, Some(Stray { name, owner })) => (
+            State::Stray,
+            format!(
+                "back on the node as {name}, and {owner} has it no more: the DEL of that, a GC or the next pod brings it home as it was; \
+                 virtdp does, where it has the capability NET_ADMIN"
+            ),
+        ),
+        (Standing::Offered(Health::Healthy), Some(lease), None) if away => {
             (State::InUse, format!("away for {}", lease.owner))
         }
-        (Standing::Offered(Health::Healthy), Some(lease)) => {
+        (Standing::Offered(Health::Healthy), Some(lease), None) => {
             (State::InUse, format!("on the node, though {} has it by the ledger", lease.owner))
         }
-        (Standing::Offered(Health::Healthy), None) if away => {
+        (Standing::Offered(Health::Healthy), None, None) if away => {
             (State::InUse, "its interface is in another network namespace".to_owned())
         }
-        (Standing::Offered(Health::Healthy), None) => (State::Offered, "free".to_owned()),
+        (Standing::Offered(Health::Healthy), None, None) => (State::Offered, "free".to_owned()),
     };
     let nic = &seen.nic;
     let told = seen.told.clone().unwrap_or_default();
@@ -204,6 +216,7 @@ impl State {
         match self {
             State::Offered => "offered",
             State::InUse => "in use",
+            State::Stray => "stray",
             State::Unhealthy => "unhealthy",
             State::Insisted => "LIFELINE OFFERED",
             State::Skipped => "skipped",
@@ -216,6 +229,7 @@ impl State {
             State::Offered => AnsiColor::Green.on_default(),
             State::InUse => AnsiColor::Cyan.on_default(),
             State::Insisted => AnsiColor::Yellow.on_default().bold(),
+            State::Stray => AnsiColor::Yellow.on_default(),
             State::Unhealthy | State::Unreadable => AnsiColor::Red.on_default(),
             State::Skipped => Style::new().dimmed(),
         }
@@ -246,4 +260,37 @@ fn table(rows: &[Row]) -> String {
         line(cells.each_ref().map(String::as_str), row.state.style());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discover::survey::{Lease, sample};
+
+    #[test]
+    fn a_nic_that_is_back_without_a_del_is_stray_and_not_in_use() {
+        let device: nic::DeviceId = "0000:00:0a.0".parse().unwrap();
+        let seen = Seen {
+            nic: nic::Nic {
+                interfaces: vec![nic::Interface { index: 3, name: "net1".parse().unwrap(), hardware: true }],
+                ..sample::nic("0000:00:0a.0")
+            },
+            link: None,
+            standing: Standing::Offered(Health::Healthy),
+            membership: None,
+            told: None,
+        };
+        let lease = Lease { owner: "pod default/p".into(), mac: None, pod: None };
+        let mut survey = Survey { leases: [(device.clone(), lease)].into(), ..Survey::default() };
+        assert_eq!(of_nic(&seen, &survey).state, State::InUse);
+        survey.stray =
+            [(device, Stray { name: "net1".parse().unwrap(), owner: "pod default/p".into() })].into();
+        let row = of_nic(&seen, &survey);
+        assert_eq!(row.state, State::Stray);
+        assert!(
+            row.reason.starts_with("back on the node as net1, and pod default/p has it no more: "),
+            "{}",
+            row.reason
+        );
+    }
 }

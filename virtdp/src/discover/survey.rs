@@ -11,6 +11,8 @@ use nic::{
     View,
 };
 
+use crate::repatriate::Stray;
+
 /// One look at the node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Survey {
@@ -22,6 +24,8 @@ pub(crate) struct Survey {
     pub(crate) unreadable: Vec<Unreadable>,
     /// Which NICs the ledger says are away, and for whom.
     pub(crate) leases: BTreeMap<DeviceId, Lease>,
+    /// Which of those are on the node in nobody's hands; empty for who does not look for them.
+    pub(crate) stray: BTreeMap<DeviceId, Stray>,
     /// Which NICs an operator offers even if they carry the node.
     pub(crate) insisted: BTreeSet<DeviceId>,
     /// What is in the ledger, counted.
@@ -135,6 +139,7 @@ impl Survey {
             others: facts.others().into_iter().map(other).collect(),
             unreadable,
             leases: memory.leases.clone(),
+            stray: BTreeMap::new(),
             insisted: facts.insisted().clone(),
             ledger: memory.tally,
             config,

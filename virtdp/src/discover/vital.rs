@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ledger::Notes;
+use linux::route::Vital;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,6 +23,8 @@ pub(crate) enum Host {
     Ip(IpAddr),
     /// A name for one or several.
     Name(String),
+    /// The one that this kubeconfig names.
+    Kubeconfig(PathBuf),
 }
 
 /// Values with commas between them, as the downward API writes `status.hostIPs`. None of them is a list, too: an environment variable
@@ -48,7 +53,7 @@ pub(crate) fn channel(hosts: &[Host]) -> (watch::Sender<Resolved>, watch::Receiv
 /// Keeps the channel up to date until `stop`.
 pub(crate) async fn follow(hosts: Vec<Host>, out: watch::Sender<Resolved>, stop: CancellationToken) {
     let mut answers = Answers::default();
-    while hosts.iter().any(|host| matches!(host, Host::Name(_))) {
+    while hosts.iter().any(|host| !matches!(host, Host::Ip(_))) {
         let asked = hosts.clone();
         let task = tokio::task::spawn_blocking(move || {
             answers.ask(&asked);
@@ -74,6 +79,40 @@ pub(crate) async fn follow(hosts: Vec<Host>, out: watch::Sender<Resolved>, stop:
     stop.cancelled().await;
 }
 
+/// What is vital, noted in the state folder for ehost-device, which asks once more before it moves a NIC.
+#[derive(Debug)]
+pub(super) struct Noted {
+    notes: Notes,
+    /// What the note says, as far as this process knows.
+    vital: Option<Vital>,
+}
+
+impl Noted {
+    pub(super) fn at(state: &Path) -> Self {
+        Noted { notes: Notes::at(state), vital: None }
+    }
+
+    /// Writes it down, if it is news.
+    pub(super) async fn keep(&mut self, vital: Vital) {
+        if self.vital.as_ref() == Some(&vital) {
+            return;
+        }
+        let (notes, news) = (self.notes.clone(), vital.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let is_there = notes.vital().is_ok_and(|noted| noted == news);
+            if is_there { Ok(()) } else { notes.write_vital(&news) }
+        });
+        if let Ok(Err(error)) = written.await {
+            let reason = format!("{:#}", anyhow::Error::from(error));
+            warn!(
+                reason,
+                "ehost-device is not told which addresses are vital: it goes by what the kernel shows"
+            );
+        }
+        self.vital = Some(vital);
+    }
+}
+
 /// What names stand for, as far as that was ever known, and why the last question was not answered.
 #[derive(Debug, Default)]
 struct Answers {
@@ -84,11 +123,10 @@ struct Answers {
 impl Answers {
     fn ask(&mut self, hosts: &[Host]) {
         for host in hosts {
-            let Host::Name(name) = host else { continue };
-            let found = (name.as_str(), 0).to_socket_addrs().map(|found| found.map(|a| a.ip()).collect());
-            match found {
-                Ok(mut ips) => self.learn(name, &mut ips),
-                Err(error) => self.fail(name, error.to_string()),
+            let Some(name) = host.name() else { continue };
+            match host.addresses() {
+                Ok(mut ips) => self.learn(&name, &mut ips),
+                Err(why) => self.fail(&name, why),
             }
         }
     }
@@ -117,18 +155,46 @@ impl Answers {
     fn resolved(&self, hosts: &[Host]) -> Resolved {
         let mut ips = Vec::new();
         for host in hosts {
-            match host {
-                Host::Ip(ip) => ips.push(*ip),
-                Host::Name(name) => match self.known.get(name) {
-                    Some(known) => ips.extend(known),
-                    None => {
-                        let why = self.failures.get(name).map_or("not asked yet", String::as_str);
+            match (host, host.name()) {
+                (Host::Ip(ip), _) => ips.push(*ip),
+                (_, name) => {
+                    let name = name.unwrap_or_default();
+                    let Some(known) = self.known.get(&name) else {
+                        let why = self.failures.get(&name).map_or("not asked yet", String::as_str);
                         return Err(format!("the API server's name {name} cannot be resolved: {why}"));
-                    }
-                },
+                    };
+                    ips.extend(known);
+                }
             }
         }
         Ok(ips)
+    }
+}
+
+impl Host {
+    /// Under which name its addresses are known; none where it is one.
+    fn name(&self) -> Option<String> {
+        match self {
+            Host::Ip(_) => None,
+            Host::Name(name) => Some(name.clone()),
+            Host::Kubeconfig(path) => Some(path.display().to_string()),
+        }
+    }
+
+    /// Asks; an error is why there is no answer.
+    fn addresses(&self) -> Result<Vec<IpAddr>, String> {
+        match self {
+            Host::Ip(ip) => Ok(vec![*ip]),
+            Host::Name(name) => {
+                let found = (name.as_str(), 0).to_socket_addrs().map_err(|error| error.to_string())?;
+                Ok(found.map(|address| address.ip()).collect())
+            }
+            Host::Kubeconfig(path) => {
+                let server = cluster::get::server(path)
+                    .map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
+                server.parse::<Host>()?.addresses()
+            }
+        }
     }
 }
 

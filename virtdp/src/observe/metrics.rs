@@ -5,18 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use nic::ResourceName;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::events::Outcome;
 use crate::advertise::{Ended, Refusal, Trouble};
+use crate::repatriate::Homecoming;
 
 /// The counters of one agent, and the little state that nobody else keeps.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,8 @@ struct Inner {
     registration_failures: Family<WithReason, Counter>,
     registrations_ended: Family<WithReason, Counter>,
     events: Family<WithOutcome, Counter>,
+    homecomings: Family<WithOutcome, Counter>,
+    stray: Gauge<u64, AtomicU64>,
     looks: Counter,
     failed_looks: Counter,
     last_look: watch::Sender<Option<Look>>,
@@ -158,6 +163,16 @@ impl Metrics {
         self.0.events.get_or_create(&WithOutcome { outcome }).inc();
     }
 
+    /// A NIC that was astray is home, or could not be brought there.
+    pub(crate) fn homecoming(&self, outcome: Homecoming) {
+        self.0.homecomings.get_or_create(&WithOutcome { outcome: outcome.class() }).inc();
+    }
+
+    /// So many NICs are astray and stay so.
+    pub(crate) fn astray(&self, nics: usize) {
+        self.0.stray.set(u64::try_from(nics).unwrap_or(u64::MAX));
+    }
+
     /// The last look at the node.
     pub(super) fn last_look(&self) -> Option<Look> {
         *self.0.last_look.borrow()
@@ -207,6 +222,13 @@ impl Metrics {
         let help =
             "Events on pods whose NIC was unplugged or turned ill: posted, failed to be tried again, refused";
         registry.register("pod_events", help, self.0.events.clone());
+        for outcome in Homecoming::ALL {
+            drop(self.0.homecomings.get_or_create(&WithOutcome { outcome: outcome.class() }));
+        }
+        let help = "NICs in nobody's hands that virtdp brought home: as they were, under another name, or not (each attempt)";
+        registry.register("homecomings", help, self.0.homecomings.clone());
+        let help = "NICs that are on the node in nobody's hands, and were not brought home as they were";
+        registry.register("stray_nics", help, self.0.stray.clone());
         registry.register("looks", "Looks at the interfaces and routes of the node", self.0.looks.clone());
         registry.register(
             "failed_looks",

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use ledger::{Homecoming, Lease, Ledger, Node, Stage, Whereabouts};
+use ledger::{Lease, Ledger, Node, Stage, Whereabouts};
 use linux::Devices;
 use nic::{DeviceId, IfName, Link};
 use tracing::debug;
 
+use super::Homecoming;
 use crate::cli::Settings;
 
 /// What this process may do about a NIC that is astray.
@@ -27,12 +28,7 @@ pub(super) enum Finding {
     /// Its lease is right, or is gone by now.
     InOrder,
     /// It is on the node, and nobody has it.
-    Astray {
-        /// Its name now.
-        name: IfName,
-        /// Who had it.
-        owner: String,
-    },
+    Astray(Stray),
     /// It was, and is now as it was at home.
     Home {
         /// Its name now.
@@ -51,6 +47,27 @@ pub(super) enum Finding {
     },
     /// It could not be brought home.
     Fault(String),
+}
+
+/// A NIC that is on the node, and that nobody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stray {
+    /// Its name now.
+    pub(crate) name: IfName,
+    /// Who had it.
+    pub(crate) owner: String,
+}
+
+impl Finding {
+    /// What is counted of it.
+    pub(super) fn outcome(&self) -> Option<Homecoming> {
+        match self {
+            Finding::Home { .. } => Some(Homecoming::Home),
+            Finding::Displaced { .. } => Some(Homecoming::Displaced),
+            Finding::Fault(_) => Some(Homecoming::Failed),
+            Finding::InHand | Finding::InOrder | Finding::Astray(_) => None,
+        }
+    }
 }
 
 impl Powers {
@@ -81,6 +98,9 @@ pub(super) fn look_after(
             return devices.into_iter().map(|id| (id, Finding::Fault(error.chain()))).collect();
         }
     };
+    if let Err(error) = node.heed(ledger.notes()) {
+        debug!(reason = format!("{:#}", anyhow::Error::from(error)), "what was noted as vital is of no use");
+    }
     let mut look = |device: &DeviceId| {
         look_at(&mut node, &ledger, powers, device)
             .unwrap_or_else(|error| Finding::Fault(format!("{error:#}")))
@@ -97,7 +117,9 @@ fn look_at(node: &mut Node, ledger: &Ledger, powers: Powers, device: &DeviceId) 
                 held => held?,
             };
             Ok(match astray(node, ledger, device)? {
-                Some((lease, link)) => Finding::Astray { name: link.name, owner: lease.owner.to_string() },
+                Some((lease, link)) => {
+                    Finding::Astray(Stray { name: link.name, owner: lease.owner.to_string() })
+                }
                 None => Finding::InOrder,
             })
         }
@@ -109,9 +131,9 @@ fn look_at(node: &mut Node, ledger: &Ledger, powers: Powers, device: &DeviceId) 
             let Some((lease, link)) = astray(node, ledger, device)? else { return Ok(Finding::InOrder) };
             let owner = lease.owner.to_string();
             Ok(match ledger::put_right(node, &entry, &lease)? {
-                Homecoming::Home => Finding::Home { name: lease.home.name, was: link.name, owner },
-                Homecoming::Displaced { name } => Finding::Displaced { name, owner },
-                Homecoming::Gone | Homecoming::OutOfSight => Finding::InOrder,
+                ledger::Homecoming::Home => Finding::Home { name: lease.home.name, was: link.name, owner },
+                ledger::Homecoming::Displaced { name } => Finding::Displaced { name, owner },
+                ledger::Homecoming::Gone | ledger::Homecoming::OutOfSight => Finding::InOrder,
             })
         }
     }

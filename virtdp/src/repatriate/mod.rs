@@ -22,16 +22,60 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+pub(crate) use self::look::Stray;
 use self::look::{Finding, Powers, look_after};
 use self::report::Report;
 use crate::cli::Settings;
 use crate::discover::{Sight, Survey};
+use crate::observe::Metrics;
 
 /// What could not be brought home is tried again after this time, not at once: each attempt changes the link, and is seen as a change.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+/// How it ended that a NIC was astray, as far as this is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Homecoming {
+    /// It is as it was.
+    Home,
+    /// It is home under another name, or carries the node by now.
+    Displaced,
+    /// It could not be brought home; it will be tried again.
+    Failed,
+}
+
+impl Homecoming {
+    pub(crate) const ALL: [Homecoming; 3] = [Homecoming::Home, Homecoming::Displaced, Homecoming::Failed];
+
+    /// In one word, for metrics.
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Homecoming::Home => "home",
+            Homecoming::Displaced => "displaced",
+            Homecoming::Failed => "failed",
+        }
+    }
+}
+
+/// The NICs that are astray now, each with its name on the node and who had it. Changes nothing. Blocking.
+pub(crate) fn stray(settings: &Settings, survey: &Survey) -> BTreeMap<DeviceId, Stray> {
+    let astray = |(device, finding)| match finding {
+        Finding::Astray(stray) => Some((device, stray)),
+        Finding::InHand
+        | Finding::InOrder
+        | Finding::Home { .. }
+        | Finding::Displaced { .. }
+        | Finding::Fault(_) => None,
+    };
+    look_after(settings, Powers::Look, suspects(survey)).into_iter().filter_map(astray).collect()
+}
+
 /// Follows what is seen of the node until `stop`, and brings home what is astray.
-pub(crate) async fn run(settings: Settings, mut sight: watch::Receiver<Sight>, stop: CancellationToken) {
+pub(crate) async fn run(
+    settings: Settings,
+    mut sight: watch::Receiver<Sight>,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
     let powers = Powers::ours();
     if powers == Powers::Look {
         info!("NICs that nobody brings home are only told of: that takes CAP_NET_ADMIN");
@@ -46,6 +90,7 @@ pub(crate) async fn run(settings: Settings, mut sight: watch::Receiver<Sight>, s
         let Sight::Clear(survey) = sight.borrow_and_update().clone() else { continue };
         let suspects = suspects(&survey);
         report.keep(&suspects);
+        metrics.astray(report.astray());
         failed.retain(|_, since: &mut Instant| since.elapsed() < AGAIN_AFTER);
         let due: Vec<DeviceId> = suspects.into_iter().filter(|id| !failed.contains_key(id)).collect();
         if due.is_empty() {
@@ -66,8 +111,12 @@ pub(crate) async fn run(settings: Settings, mut sight: watch::Receiver<Sight>, s
             if matches!(finding, Finding::Fault(_)) {
                 failed.insert(device.clone(), Instant::now());
             }
+            if let Some(outcome) = finding.outcome() {
+                metrics.homecoming(outcome);
+            }
             report.tell(device, &finding);
         }
+        metrics.astray(report.astray());
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nic::DeviceId;
 use tracing::{debug, info, warn};
 
-use super::look::Finding;
+use super::look::{Finding, Stray};
 
 /// What was told last of each device.
 #[derive(Debug, Default)]
@@ -17,6 +17,12 @@ impl Report {
         self.0.retain(|device, _| devices.contains(device));
     }
 
+    /// How many are astray still.
+    pub(super) fn astray(&self) -> usize {
+        let stray = |finding: &&Finding| matches!(finding, Finding::Astray(_) | Finding::Fault(_));
+        self.0.values().filter(stray).count()
+    }
+
     /// Tells what is new.
     pub(super) fn tell(&mut self, device: DeviceId, finding: &Finding) {
         if self.0.get(&device) == Some(finding) {
@@ -25,7 +31,7 @@ impl Report {
         match finding {
             Finding::InHand => debug!(%device, "an ADD, DEL or GC is at work on it"),
             Finding::InOrder => debug!(%device, "its lease is in order"),
-            Finding::Astray { name, owner } => warn!(
+            Finding::Astray(Stray { name, owner }) => warn!(
                 interface = %name,
                 owner,
                 "{device} is back on the node and in nobody's hands: the DEL of its owner, a GC or the next ADD brings it home \

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::kubelet::Kubelet;
 use crate::observe::{scrape, value};
-use crate::stage::{Stage, UPLINK};
+use crate::stage::{Stage, UPLINK, until};
 
 const FIRST: &str = "0000:00:09.0";
 const SECOND: &str = "0000:00:0a.0";
@@ -114,6 +114,45 @@ fn the_nic_on_the_way_to_the_api_server_is_left_alone_and_so_is_the_one_with_the
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("eth2 is the way to the API server 203.0.113.9"), "{said}");
     assert_eq!(verdict(&stage, FIRST, &["--node-ip", "192.0.2.2"]).0, "offered");
+}
+
+#[test]
+fn a_kubeconfig_tells_where_the_api_server_is_whatever_its_credentials() {
+    let stage = Stage::with_spares(&[FIRST]);
+    stage.ip("link set eth1 up");
+    stage.ip("route add 198.51.100.0/24 dev eth1");
+    let path = stage.path("kubeconfig");
+    let option = format!("--kubeconfig={}", path.display());
+    let unread = stage.discover(&[&option]);
+    assert_eq!(unread.status.code(), Some(1));
+    let said = String::from_utf8(unread.stderr).unwrap();
+    assert!(said.contains("kubeconfig cannot be read"), "{said}");
+    let text = "current-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n\
+                clusters: [{name: k, cluster: {server: 'https://198.51.100.7:6443'}}]\n\
+                users: [{name: u, user: {exec: {command: login}}}]\n";
+    std::fs::write(&path, text).unwrap();
+    assert_eq!(verdict(&stage, FIRST, &[&option]).1, "eth1 is the way to the API server 198.51.100.7");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_named_as_vital_is_noted_for_who_moves_nics() {
+    let stage = Stage::with_spares(&[FIRST]);
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let notes = ledger::Notes::at(stage.path("state"));
+    let mut command = stage.command();
+    command.extend(["--node-ip", "192.0.2.2", "--api-server", "https://198.51.100.7:6443"].map(String::from));
+    for named in [command, stage.command()] {
+        let mut agent = stage.start_as(&named);
+        kubelet.plugin().await.lists(&["0000:00:09.0 Healthy []"]).await;
+        let one =
+            |option: &str, ip: &str| named.iter().any(|word| word == option).then(|| ip.parse().unwrap());
+        let vital = linux::route::Vital {
+            addresses: one("--node-ip", "192.0.2.2").into_iter().collect(),
+            peers: one("--api-server", "198.51.100.7").into_iter().collect(),
+        };
+        until("it is noted", || notes.vital().unwrap() == vital);
+        agent.terminate();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

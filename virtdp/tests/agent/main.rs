@@ -9,6 +9,7 @@ mod events;
 mod explain;
 mod kubelet;
 mod lifeline;
+mod nonsense;
 mod observe;
 mod offer;
 mod openmetrics;

@@ -1,14 +1,16 @@
 //! Several pools, from a file that changes while the agent runs.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use nic::ResourceName;
+use serde_json::json;
 use tokio::time::timeout;
-use virtsim::kubelet::{Kubelet, Options};
+use virtsim::kubelet::{AdmissionError, ContainerKind, ContainerRequest, Kubelet, Options, PodKey};
 
-use crate::stage::{Agent, PATIENCE, Stage, until};
+use crate::stage::{Agent, PATIENCE, Stage, read, until};
 
 const FIRST: &str = "0000:00:09.0";
 const SECOND: &str = "0000:00:0a.0";
@@ -120,6 +122,71 @@ async fn a_nic_changes_its_pool_with_the_file_and_a_bad_file_changes_nothing() {
     until("one socket is left", || stage.sockets().len() == 1);
     assert_eq!(agent.terminate().0, Some(0));
     kubelet.stop().await;
+}
+
+/// A pod with one NIC of this resource.
+async fn admit(kubelet: &Kubelet, uid: &str, resource: &str) -> Result<Vec<String>, AdmissionError> {
+    let resource: ResourceName = format!("example.com/{resource}").parse().unwrap();
+    let pod = PodKey { uid: uid.into(), namespace: "default".into(), name: uid.into() };
+    let limits = BTreeMap::from([(resource.clone(), 1)]);
+    let container = ContainerRequest { name: "c".into(), kind: ContainerKind::App, limits };
+    let given = timeout(PATIENCE, kubelet.admit(pod, vec![container])).await.unwrap()?;
+    Ok(given[0].devices[&resource].to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_is_removed_while_no_agent_runs_stays_until_no_pod_has_a_nic_of_it() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    let kubelet = Kubelet::start(stage.kubelet_dir(), Options::default()).await.unwrap();
+    let file = stage.path("pools.yaml");
+    std::fs::write(&file, ONE_EACH).unwrap();
+    let mut agent = start(&stage, &file);
+    allocatable(&kubelet, &[("fast", 1), ("rest", 1)]).await;
+    assert_eq!(admit(&kubelet, "one", "fast").await.unwrap(), [FIRST]);
+    stage.lease(FIRST);
+    agent.kill();
+
+    std::fs::write(&file, ONLY_REST).unwrap();
+    let mut agent = start(&stage, &file);
+    allocatable(&kubelet, &[("fast", 1), ("rest", 1)]).await;
+    // And once more: it is kept for as long as it is of use.
+    agent.kill();
+    let mut agent = start(&stage, &file);
+    allocatable(&kubelet, &[("fast", 1), ("rest", 1)]).await;
+    let refused = admit(&kubelet, "three", "fast").await.unwrap_err();
+    assert!(refused.to_string().contains("example.com/fast"), "{refused}");
+
+    kubelet.remove_pod("one").await;
+    stage.close_lease(FIRST);
+    stage.poke();
+    allocatable(&kubelet, &[("rest", 2)]).await;
+    agent.says(&["withdrawn", "example.com/fast"]);
+    let noted = read(&stage.path("state/resources.json"));
+    assert!(noted.contains("example.com/rest") && !noted.contains("example.com/fast"), "{noted}");
+    assert_eq!(agent.terminate().0, Some(0));
+    kubelet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_plugin_gives_away_by_the_same_ids_is_left_to_it() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    let entry = |resource: &str, id: &str| json!({"PodUID": "a", "ContainerName": "c", "ResourceName": resource, "DeviceIDs": {"-1": [id]}, "AllocResp": ""});
+    let entries = [entry("example.com/fast", FIRST), entry("example.com/theirs", SECOND)];
+    let checkpoint = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1});
+    stage.make_folder();
+    std::fs::write(stage.kubelet_dir().checkpoint(), checkpoint.to_string()).unwrap();
+    let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+    let notes = ledger::Notes::at(stage.path("state"));
+    notes.write_resources(&names(&["example.com/fast", "example.com/unused"])).unwrap();
+    let file = stage.path("pools.yaml");
+    std::fs::write(&file, ONLY_REST).unwrap();
+    let mut kubelet = crate::kubelet::Kubelet::start(stage.kubelet_dir());
+    let _agent = start(&stage, &file);
+    let both =
+        BTreeSet::from([kubelet.registered().await, kubelet.registered().await].map(|one| one.resource_name));
+    assert_eq!(both, BTreeSet::from(["example.com/fast", "example.com/rest"].map(String::from)));
+    // All that is offered is noted before the kubelet hears of anything.
+    assert_eq!(notes.resources().unwrap(), names(&["example.com/fast", "example.com/rest"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

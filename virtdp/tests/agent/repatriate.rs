@@ -8,6 +8,7 @@ use ledger::{Home, Lease, Ledger, Owner};
 use linux::Netns;
 use nic::{DeviceId, Link};
 
+use crate::observe::{scrape, value};
 use crate::stage::{Agent, PATIENCE, Stage, until};
 
 const NIC: &str = "0000:00:0a.0";
@@ -72,7 +73,15 @@ impl Case {
         let bounding = format!("--bounding-set={capabilities}");
         let mut command: Vec<String> = ["setpriv", &bounding, "--inh-caps=-all"].map(String::from).into();
         command.extend(self.stage.command());
+        command.push(format!("--listen=unix:{}", self.stage.path("observe.sock").display()));
         self.stage.start_as(&command)
+    }
+
+    /// NICs that were brought home, or could not be, and those that are astray.
+    fn counts(&self, outcome: &str) -> (f64, f64) {
+        let samples = scrape(&self.stage);
+        let homecomings = value(&samples, "virtdp_homecomings_total", &[("outcome", outcome)]);
+        (homecomings, value(&samples, "virtdp_stray_nics", &[]))
     }
 
     fn is_home_as_it_was(&self) {
@@ -113,6 +122,7 @@ fn a_nic_that_nobody_has_is_brought_home_with_one_capability_and_its_lease_waits
     let said = agent.says(&["Brought link:eth1 home", "net1"]);
     assert!(said.contains("pod default/testpod1"), "{said}");
     case.is_home_as_it_was();
+    until("it is counted", || case.counts("home") == (1.0, 0.0));
     let home = ledger::Stage::Displaced { name: "eth1".parse().unwrap() };
     assert_eq!(case.read(), Lease { stage: home, ..case.lease.clone() });
     // What an administrator makes of it from now on is not undone.
@@ -136,6 +146,11 @@ fn without_the_capability_it_is_told_and_left_as_it_is() {
     assert!(said.contains("net1") && said.contains("pod default/testpod1"), "{said}");
     assert_eq!(link(&case.stage, "net1"), left);
     assert_eq!(case.read(), case.lease);
+    until("it is counted", || case.counts("home") == (0.0, 1.0));
+    // A DEL brings it home.
+    case.ledger().lock(&case.lease.device, PATIENCE).unwrap().close().unwrap();
+    case.stage.poke();
+    until("it is astray no more", || case.counts("home") == (0.0, 0.0));
 }
 
 #[test]
@@ -182,8 +197,9 @@ fn what_cannot_be_brought_home_is_told_once_and_is_in_nobodys_way() {
     let mut case = Case::new();
     case.lease.home.mtu = 70_000;
     case.write();
-    let mut agent = case.stage.start();
+    let mut agent = case.start_with("-all,+net_admin");
     agent.says(&["W", "link:eth1 could not be brought home", "MTU is 1400, was 70000"]);
+    until("it is counted", || matches!(case.counts("failed"), (failed, 1.0) if failed >= 1.0));
     let device: DeviceId = LEASED.parse().unwrap();
     let noted = case.ledger().read(&device).unwrap().unwrap();
     assert!(matches!(noted.stage, ledger::Stage::Returning { fault: Some(_) }), "{noted:?}");

@@ -119,27 +119,37 @@ struct User {
 
 impl Kubeconfig {
     pub(super) fn load(path: &Path) -> Result<Kubeconfig, Error> {
-        let bytes = read(path)?;
-        let unusable = |why: String| Error::Kubeconfig { path: path.to_owned(), why };
-        let text = String::from_utf8(bytes).map_err(|_| unusable("it is not UTF-8".to_owned()))?;
-        let file: File = serde_saphyr::from_str(&text).map_err(|error| unusable(brief(&error)))?;
-        // kubectl insists on a current context; where there is one only, it cannot be another.
-        let context = match file.contexts.as_slice() {
-            [only] if file.current.is_empty() => Some(only),
-            contexts => contexts.iter().find(|context| context.name == file.current),
-        };
-        let context = context.ok_or_else(|| unusable(format!("it has no context {:?}", file.current)))?;
-        let Context { cluster, user } = &context.context;
-        let found = file.clusters.into_iter().find(|found| found.name == *cluster);
-        let found = found.ok_or_else(|| unusable(format!("it has no cluster {cluster:?}")))?;
-        let known = file.users.into_iter().find(|known| known.name == *user);
-        if known.is_none() && !user.is_empty() {
-            return Err(unusable(format!("it has no user {user:?}")));
-        }
-        let user = known.and_then(|known| known.user).unwrap_or_default();
-        let files = Files { kubeconfig: path };
-        files.assemble(found.cluster, user)
+        let (cluster, user) = current(path)?;
+        Files { kubeconfig: path }.assemble(cluster, user)
     }
+}
+
+/// The URL of the API server alone, whatever the credentials are.
+pub(super) fn server(path: &Path) -> Result<String, Error> {
+    current(path).map(|(cluster, _)| cluster.server)
+}
+
+/// The cluster and the user of the current context.
+fn current(path: &Path) -> Result<(Cluster, User), Error> {
+    let bytes = read(path)?;
+    let unusable = |why: String| Error::Kubeconfig { path: path.to_owned(), why };
+    let text = String::from_utf8(bytes).map_err(|_| unusable("it is not UTF-8".to_owned()))?;
+    let file: File = serde_saphyr::from_str(&text).map_err(|error| unusable(brief(&error)))?;
+    // kubectl insists on a current context; where there is one only, it cannot be another.
+    let context = match file.contexts.as_slice() {
+        [only] if file.current.is_empty() => Some(only),
+        contexts => contexts.iter().find(|context| context.name == file.current),
+    };
+    let context = context.ok_or_else(|| unusable(format!("it has no context {:?}", file.current)))?;
+    let Context { cluster, user } = &context.context;
+    let found = file.clusters.into_iter().find(|found| found.name == *cluster);
+    let found = found.ok_or_else(|| unusable(format!("it has no cluster {cluster:?}")))?;
+    let known = file.users.into_iter().find(|known| known.name == *user);
+    if known.is_none() && !user.is_empty() {
+        return Err(unusable(format!("it has no user {user:?}")));
+    }
+    let user = known.and_then(|known| known.user).unwrap_or_default();
+    Ok((found.cluster, user))
 }
 
 /// The names of the files in the folder of a service account.
