@@ -44,10 +44,10 @@ async fn main() {
     tell(&format!("{MANY} NICs, resident after {ALLOCATIONS} Allocates"), &kilobytes(&agent));
     let before = Usage::of(&agent);
     std::thread::sleep(quiet);
-    let used = Usage::of(&agent).since(&before);
+    let (cpu, wakeups) = Usage::of(&agent).since(&before);
     tell(
         &format!("CPU in {} s without any event", quiet.as_secs()),
-        &format!("{}, {} wake-ups", milliseconds(used.cpu), used.wakeups),
+        &format!("{}, {wakeups} wake-ups", milliseconds(cpu)),
     );
     drop((agent, plugin, stage));
 
@@ -145,28 +145,29 @@ fn kilobytes(agent: &Agent) -> String {
     line.trim().to_owned()
 }
 
-/// What a process has used so far, all threads together.
-struct Usage {
-    cpu: Duration,
-    wakeups: u64,
-}
+/// What each thread of a process has used so far.
+struct Usage(BTreeMap<std::ffi::OsString, (Duration, u64)>);
 
 impl Usage {
     fn of(agent: &Agent) -> Usage {
-        let mut usage = Usage { cpu: Duration::ZERO, wakeups: 0 };
-        for task in std::fs::read_dir(format!("/proc/{}/task", agent.id())).unwrap() {
-            let task = task.unwrap().path();
-            let read = |name| std::fs::read_to_string(task.join(name)).unwrap_or_default();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", agent.id())).unwrap();
+        let used = |task: std::fs::DirEntry| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
             let nanoseconds = read("schedstat").split(' ').next().and_then(|word| word.parse().ok());
-            usage.cpu += Duration::from_nanos(nanoseconds.unwrap_or(0));
             let status = read("status");
             let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            usage.wakeups += switches.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
-        }
-        usage
+            let wakeups = switches.and_then(|count| count.trim().parse().ok());
+            (task.file_name(), (Duration::from_nanos(nanoseconds.unwrap_or(0)), wakeups.unwrap_or(0)))
+        };
+        Usage(tasks.map(|task| used(task.unwrap())).collect())
     }
 
-    fn since(&self, before: &Usage) -> Usage {
-        Usage { cpu: self.cpu - before.cpu, wakeups: self.wakeups - before.wakeups }
+    /// CPU and wake-ups since then. What a thread did that has ended meanwhile is not in it: it ends because there is nothing to do.
+    fn since(&self, before: &Usage) -> (Duration, u64) {
+        let grown = self.0.iter().map(|(task, now)| {
+            let then = before.0.get(task).copied().unwrap_or_default();
+            (now.0 - then.0, now.1 - then.1)
+        });
+        grown.fold((Duration::ZERO, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 }
