@@ -127,7 +127,7 @@ pub fn bring_home(
 /// namespace ended, or an ADD that died. No other network namespace is looked into, so CAP_NET_ADMIN in the node's own is all that
 /// this takes.
 ///
-/// The lease stays, as [`Stage::Displaced`], also when the NIC is as it was: the owner's DEL, or a GC, has still to come and give
+/// The lease stays, as [`Displaced`](crate::Stage::Displaced), also when the NIC is as it was: the owner's DEL, or a GC, has still to come and give
 /// the owner's addresses back, and GC knows of them by the lease alone.
 ///
 /// [`Homecoming::OutOfSight`]: the NIC is not on the node, or left in another boot. Nothing was changed.
