@@ -418,8 +418,10 @@ fn restore(
     let mut faults = Vec::new();
     let mut up = link.up;
     let mut attempt = |result: Result<(), linux::Error>| faults.extend(result.err());
-    // Names that the pod gave it go first: one of them may be the very name that it is to have.
-    for name in link.alt_names.iter().filter(|name| !home.alt_names.contains(name)) {
+    // They are in the order in which they were given: from the first one that is not in its place all are given anew. Those that the
+    // pod gave it go before the rename: one of them may be the very name that it is to have.
+    let in_place = link.alt_names.iter().zip(&home.alt_names).take_while(|(now, then)| now == then).count();
+    for name in link.alt_names.iter().skip(in_place) {
         attempt(node.routes.remove_alt_names(link.index, std::slice::from_ref(name)));
     }
     let rename = link.name != *name;
@@ -454,7 +456,7 @@ fn restore(
         let alias = Some(home.alias.as_deref().unwrap_or_default());
         attempt(set(node, link.index, LinkChange { alias, ..LinkChange::default() }));
     }
-    for name in home.alt_names.iter().filter(|name| !link.alt_names.contains(name)) {
+    for name in home.alt_names.iter().skip(in_place) {
         attempt(node.routes.add_alt_names(link.index, std::slice::from_ref(name)));
     }
     if let Some(master) = &home.master
@@ -519,9 +521,8 @@ impl Home {
             }
         };
         let state = |up: bool| if up { "up" } else { "down" }.to_owned();
-        let sorted = |names: &[String]| {
-            let mut names: Vec<_> = names.iter().filter(|name| !taken.contains(name)).collect();
-            names.sort();
+        let free = |names: &[String]| {
+            let names: Vec<_> = names.iter().filter(|name| !taken.contains(name)).collect();
             format!("{names:?}")
         };
         if let Some(mac) = self.mac {
@@ -535,7 +536,7 @@ impl Home {
         compare("queue length", link.tx_queue_len.to_string(), self.tx_queue_len.to_string());
         compare("flags", format!("{:#x}", link.flags), format!("{:#x}", self.flags));
         compare("alias", format!("{:?}", link.alias), format!("{:?}", self.alias));
-        compare("alternative names", sorted(&link.alt_names), sorted(&self.alt_names));
+        compare("alternative names", free(&link.alt_names), free(&self.alt_names));
         for program in self.foreign_xdp(link) {
             compare("XDP program", program.id.to_string(), "none".to_owned());
         }

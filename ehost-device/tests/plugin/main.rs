@@ -12,4 +12,5 @@ mod crash;
 mod del;
 mod log;
 mod network;
+mod rich;
 mod verbs;
