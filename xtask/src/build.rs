@@ -89,16 +89,30 @@ pub(crate) struct Call {
     title: &'static str,
     profile: &'static str,
     pub(crate) packages: &'static [&'static str],
+    /// What of the packages, as cargo takes it; their programs where nothing is named.
+    targets: &'static [&'static str],
+    /// The programs that must come out.
+    programs: &'static [&'static str],
 }
 
-const CNI: Call =
-    Call { title: "Build the CNI programs", profile: "cni", packages: &["ehost-device", "virt-meta"] };
-const NODE: Call = Call {
-    title: "Build the agent, the simulator and the VM's init",
-    profile: "release",
-    packages: &["virtdp", "virtsim", "vm-guest"],
+const fn whole(title: &'static str, profile: &'static str, packages: &'static [&'static str]) -> Call {
+    Call { title, profile, packages, targets: &[], programs: packages }
+}
+
+const CNI: Call = whole("Build the CNI programs", "cni", &["ehost-device", "virt-meta"]);
+const NODE: Call =
+    whole("Build the agent, the simulator and the VM's init", "release", &["virtdp", "virtsim", "vm-guest"]);
+/// Enough to boot a VM in which the CNI programs run.
+const GUEST: Call = whole("Build the VM's init", "release", &["vm-guest"]);
+const AGENT: Call = whole("Build the agent", "release", &["virtdp"]);
+/// What measures ADD and DEL, built as what is measured.
+const MEASURE: Call = Call {
+    title: "Build what measures ADD and DEL",
+    profile: "cni",
+    packages: &["cni-suite"],
+    targets: &["--example=measure", "--example=bare"],
+    programs: &["measure", "bare"],
 };
-const AGENT: Call = Call { title: "Build the agent", profile: "release", packages: &["virtdp"] };
 
 /// What people have to install when a build fails like this.
 const REMEDIES: [(&str, &str); 4] = [
@@ -144,6 +158,18 @@ pub(crate) fn cni_programs(progress: &Progress) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Builds the CNI programs and the VM's init, into the same folder.
+pub(crate) fn cni_programs_and_guest(progress: &Progress) -> Result<Programs> {
+    let folder = target_folder()?.join("programs");
+    build(progress, Architecture::Amd64, &[CNI, GUEST], &folder)?;
+    Ok(Programs::at(folder))
+}
+
+/// Builds `measure`, which measures ADD and DEL, and `bare`, which it measures beside them, into a folder.
+pub(crate) fn measure(progress: &Progress, folder: &Path) -> Result<()> {
+    build(progress, Architecture::Amd64, &[MEASURE], folder)
+}
+
 /// Builds what goes into the image: the folder with the programs.
 pub(crate) fn for_image(progress: &Progress, architecture: Architecture) -> Result<PathBuf> {
     if architecture == Architecture::Amd64 {
@@ -184,7 +210,7 @@ fn build(progress: &Progress, architecture: Architecture, calls: &[Call], folder
 fn run(step: &Step, architecture: Architecture, call: &Call) -> Result<Vec<(String, PathBuf)>> {
     let mut command = cargo()?;
     command.args(["build", "--profile", call.profile, "--target", architecture.target()]);
-    command.args(["--message-format", "json-render-diagnostics"]);
+    command.args(["--message-format", "json-render-diagnostics"]).args(call.targets);
     call.packages.iter().for_each(|package| {
         command.args(["--package", package]);
     });
@@ -202,8 +228,8 @@ fn run(step: &Step, architecture: Architecture, call: &Call) -> Result<Vec<(Stri
             built.push((name.to_owned(), PathBuf::from(path)));
         }
     }
-    match call.packages.iter().find(|package| !built.iter().any(|(name, _)| name == *package)) {
-        Some(package) => bail!("cargo built no program {package}"),
+    match call.programs.iter().find(|program| !built.iter().any(|(name, _)| name == *program)) {
+        Some(program) => bail!("cargo built no program {program}"),
         None => Ok(built),
     }
 }

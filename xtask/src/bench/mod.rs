@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: the figures that anybody can take again.
 
+mod cni;
 mod many;
-mod plumb;
+mod report;
 mod tree;
 
 use std::path::PathBuf;
@@ -18,23 +19,31 @@ use crate::{build, packages};
 /// Measure what plumbing a NIC costs, and what the agent costs on a node with many of them
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only one part
-    #[arg(long, value_enum)]
-    only: Option<Part>,
+    /// The parts; all if none is named
+    #[arg(value_enum)]
+    parts: Vec<Part>,
 
-    /// How often a NIC goes out and comes home
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// cni: how often a NIC goes out and comes home by each program
+    #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u32).range(3..=1000))]
     rounds: u32,
 
-    /// The program of sriov-network-device-plugin (static), to be measured beside virtdp in the VM with many NICs
+    /// many: the program of sriov-network-device-plugin (static), to be measured beside virtdp
     #[arg(long, value_name = "FILE")]
     beside: Option<PathBuf>,
+
+    /// cni: a second host-device (static), to be measured beside Debian's
+    #[arg(long, value_name = "FILE")]
+    host_device: Option<PathBuf>,
+
+    /// cni: put the table and the plot into docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Boot time, sizes, and ADD and DEL beside `ip link set ... netns`
-    Plumb,
+    /// ADD and DEL beside host-device and the bare kernel operations, on veth and on virtio NICs in a VM
+    Cni,
     /// The agent in a VM with 200 virtio NICs
     Many,
     /// The agent on generated sysfs trees: 10,000 NICs, Allocate, memory, CPU while nothing happens
@@ -42,15 +51,19 @@ enum Part {
 }
 
 pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
-    let programs = build::programs(progress)?;
+    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
+    // ADD and DEL need no agent, which takes the longest to build.
+    let build = if wanted(Part::Many) || wanted(Part::Tree) {
+        build::programs
+    } else {
+        build::cni_programs_and_guest
+    };
+    let programs = build(progress)?;
     let debian = packages::ensure(progress)?;
-    let wanted = |part| options.only.is_none_or(|only| only == part);
     let bed = Bed::new(debian, &programs.vm_guest)?;
     println!("load of this machine at the start: {}", load()?);
-    if wanted(Part::Plumb) {
-        let step = progress.step("Measure ADD and DEL");
-        plumb::run(&bed, &programs, options.rounds, &step)?;
-        step.done(&format!("{}, {} rounds", bed.accelerator(), options.rounds));
+    if wanted(Part::Cni) {
+        cni::run(&bed, &programs, options, progress)?;
     }
     if wanted(Part::Many) {
         let step = progress.step("Measure the agent in a VM with many NICs");
