@@ -222,13 +222,26 @@ impl Ledger {
 
     /// Takes the lock of a device, making the folders where they are absent.
     ///
+    /// Programs that the caller starts while it has it hold it, too: an IPAM plugin that goes on when the caller is killed may still take
+    /// an address, and whoever gives that back must come after it.
+    ///
     /// # Errors
     /// [`Error::Lock`] when somebody else holds it longer than `patience`; [`Error::Prepare`].
     pub fn lock(&self, device: &DeviceId, patience: Duration) -> Result<Entry<'_>, Error> {
         self.prepare()?;
         let lock = Lock::acquire(&self.locks.join(device.as_str()), patience)
+            .and_then(|lock| lock.share_with_children().map(|()| lock))
             .map_err(|source| Error::Lock { device: device.clone(), source })?;
         Ok(Entry { ledger: self, device: device.clone(), _lock: lock })
+    }
+
+    /// Ends the programs that hold a device's lock for a process that was killed; returns how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Lock`].
+    pub fn end_orphans(&self, device: &DeviceId) -> Result<usize, Error> {
+        Lock::end_orphans(&self.locks.join(device.as_str()))
+            .map_err(|source| Error::Lock { device: device.clone(), source })
     }
 
     /// Keeps everybody from changing a device's NIC and lease for as long as the value lives, by reading alone: for whoever looks and

@@ -131,7 +131,15 @@ fn sync_folder(dir: &Path) -> Result<(), Error> {
 /// hold "the" lock.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it is not enough where a child has the descriptor, too.
+        let _ = self.file.unlock();
+    }
 }
 
 impl Lock {
@@ -151,7 +159,7 @@ impl Lock {
         let deadline = Instant::now() + patience;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
+                Ok(()) => return Ok(Lock { file, path: path.to_owned() }),
                 Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
                     return Err(Error::Locked { path: PathBuf::from(path), after: patience });
                 }
@@ -159,6 +167,19 @@ impl Lock {
                 Err(TryLockError::Error(source)) => return Err(failed("lock", source)),
             }
         }
+    }
+
+    /// Lets the programs that this process starts from now on hold the lock together with it: where it is killed, the lock is free when
+    /// they, too, have ended. When the value is dropped it is free whatever they do.
+    ///
+    /// # Errors
+    /// [`Error::File`], for which no kernel has a reason.
+    pub fn share_with_children(&self) -> Result<(), Error> {
+        rustix::io::fcntl_setfd(&self.file, rustix::io::FdFlags::empty()).map_err(|errno| Error::File {
+            step: "share with children the lock",
+            path: self.path.clone(),
+            source: errno.into(),
+        })
     }
 
     /// Keeps others from taking the lock on `path` by [`Lock::acquire`] for as long as the value lives; needs only to read the file.
@@ -174,7 +195,7 @@ impl Lock {
             Err(source) => return Err(failed("open", source)),
         };
         match file.try_lock_shared() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
+            Ok(()) => Ok(Some(Lock { file, path: path.to_owned() })),
             Err(TryLockError::WouldBlock) => {
                 Err(Error::Locked { path: path.to_owned(), after: Duration::ZERO })
             }

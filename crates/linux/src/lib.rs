@@ -8,6 +8,7 @@ mod device;
 mod error;
 pub mod files;
 mod netns;
+mod orphan;
 pub mod process;
 pub mod route;
 mod sysctl;

@@ -46,7 +46,7 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Surroundings {
     pub(crate) ledger: Ledger,
-    ipam_timeout: Duration,
+    pub(crate) ipam_timeout: Duration,
 }
 
 impl Settings {

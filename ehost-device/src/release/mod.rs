@@ -11,7 +11,7 @@ use std::time::Duration;
 use cni::delegate::Plugins;
 use cni::plugin::Del;
 use cni::{Code, Config, Environment, Error, Verb};
-use ledger::{Homecoming, Lease, Ledger, Node};
+use ledger::{Entry, Homecoming, Lease, Ledger, Node};
 use nic::DeviceId;
 
 use crate::code;
@@ -31,10 +31,28 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 /// IPAM failed, or the NIC is there but did not come home; both are tried, whichever fails. A DEL later tries again.
 pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
     let surroundings = Surroundings::read_leniently(&del.config);
-    // First, because some IPAM plugins (dhcp) say good-bye through the interface; and always: with the namespace gone,
+    let ledger = &surroundings.ledger;
+    let mine = |lease: &Lease| lease.is_for(del.container_id.as_str(), &del.if_name);
+    let mut errors = Vec::new();
+    let leases = leases(ledger).unwrap_or_else(|error| {
+        errors.push(error);
+        Vec::new()
+    });
+    let devices: Vec<DeviceId> = leases.into_iter().filter(mine).map(|lease| lease.device).collect();
+    steps.device = devices.first().cloned();
+    steps.begin("lock");
+    // Before IPAM is asked: an ADD that is at work, or its IPAM plugin where it was killed, takes no address after that.
+    let mut held = Vec::new();
+    for device in &devices {
+        match lock(&surroundings, device) {
+            Ok(entry) => held.push(entry),
+            Err(error) => errors.push(error),
+        }
+    }
+    // Before the NIC leaves, because some IPAM plugins (dhcp) say good-bye through the interface; and always: with the namespace gone,
     // without a lease, for a container that was never attached.
-    let plugins = surroundings.plugins(&del.environment.path);
     steps.begin("ipam");
+    let plugins = surroundings.plugins(&del.environment.path);
     let given_back = match del.config.ipam_type() {
         Ok(_) => plugins.ipam_del(&del.config, &del.environment),
         // No plugin can have been called by such a name, so none has given an address.
@@ -44,54 +62,59 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
         }
     };
     steps.begin("home");
-    Error::all(
-        std::iter::once(given_back).chain(release(&surroundings.ledger, del, steps).into_iter().map(Err)),
-    )
-}
-
-/// Brings home whatever NIC is this container's; returns what went wrong.
-fn release(ledger: &Ledger, del: &Del, steps: &mut Steps) -> Vec<Error> {
-    let mut errors = Vec::new();
-    let mut node = match owner::node(ledger) {
-        Ok(node) => node,
-        Err(error) => return vec![code::io("look at the node's network")(error)],
-    };
-    let mine = |lease: &Lease| lease.is_for(del.container_id.as_str(), &del.if_name);
-    let leases = match ledger.list() {
-        Ok(listing) => {
-            for unusable in &listing.unusable {
-                cni::tell!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
+    match owner::node(ledger) {
+        Ok(mut node) => {
+            if devices.is_empty() {
+                errors.extend(rescue::without_lease(&mut node, ledger, del).err());
             }
-            listing.leases
+            for entry in held {
+                let outcome = stands(&entry, mine).and_then(|lease| {
+                    lease.map_or(Ok(()), |lease| bring_home(&mut node, &entry, &lease, del.netns.as_deref()))
+                });
+                errors.extend(outcome.err());
+            }
         }
-        Err(error) => {
-            errors.push(code::ledger(error));
-            Vec::new()
-        }
-    };
-    let devices: Vec<DeviceId> = leases.into_iter().filter(mine).map(|lease| lease.device).collect();
-    steps.device = devices.first().cloned();
-    if devices.is_empty() {
-        errors.extend(rescue::without_lease(&mut node, ledger, del).err());
+        Err(error) => errors.push(code::io("look at the node's network")(error)),
     }
-    for device in devices {
-        errors.extend(return_device(&mut node, ledger, &device, del.netns.as_deref(), mine).err());
-    }
-    errors
+    Error::all(std::iter::once(given_back).chain(errors.into_iter().map(Err)))
 }
 
-/// Brings a device home if, seen under its lock, its lease is one that `is_meant`.
-fn return_device(
-    node: &mut Node,
-    ledger: &Ledger,
-    device: &DeviceId,
-    netns: Option<&Path>,
-    is_meant: impl Fn(&Lease) -> bool,
-) -> Result<(), Error> {
-    let entry = ledger.lock(device, LOCK_PATIENCE).map_err(code::ledger)?;
-    let Some(lease) = entry.read().map_err(code::ledger)?.filter(is_meant) else { return Ok(()) };
-    match ledger::bring_home(node, &entry, &lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
-        Homecoming::Home => tell_lost_routes(node, &lease)?,
+/// All leases; those that cannot be read are told of.
+fn leases(ledger: &Ledger) -> Result<Vec<Lease>, Error> {
+    let listing = ledger.list().map_err(code::ledger)?;
+    for unusable in &listing.unusable {
+        cni::tell!("ehost-device: {}", Error::from_chain(code::LEDGER, unusable));
+    }
+    Ok(listing.leases)
+}
+
+/// Takes the lock of a device. An IPAM plugin that a killed call left at work holds it, too: that is waited for as long as a call that
+/// lives would have waited, and then ended, as that would have done.
+fn lock<'a>(surroundings: &'a Surroundings, device: &DeviceId) -> Result<Entry<'a>, Error> {
+    let ledger = &surroundings.ledger;
+    match ledger.lock(device, surroundings.ipam_timeout.min(LOCK_PATIENCE)) {
+        Err(error) if error.is_busy() => {}
+        outcome => return outcome.map_err(code::ledger),
+    }
+    let ended = ledger.end_orphans(device).map_err(code::ledger)?;
+    if ended > 0 {
+        cni::tell!(
+            "ehost-device: device {device}: ended {ended} programs that a call which was killed had left at work"
+        );
+    }
+    ledger.lock(device, LOCK_PATIENCE).map_err(code::ledger)
+}
+
+/// The lease of a device, if under its lock it is still one that `is_meant`.
+fn stands(entry: &Entry<'_>, is_meant: impl Fn(&Lease) -> bool) -> Result<Option<Lease>, Error> {
+    Ok(entry.read().map_err(code::ledger)?.filter(is_meant))
+}
+
+/// Brings the NIC of a lease home.
+fn bring_home(node: &mut Node, entry: &Entry<'_>, lease: &Lease, netns: Option<&Path>) -> Result<(), Error> {
+    let device = &lease.device;
+    match ledger::bring_home(node, entry, lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
+        Homecoming::Home => tell_lost_routes(node, lease)?,
         Homecoming::Gone => cni::tell!("ehost-device: device {device} exists no more; its lease is closed"),
         Homecoming::Displaced { name } => cni::tell!(
             "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \

@@ -188,8 +188,21 @@ impl Bench {
         stdin: &[u8],
     ) -> Answer {
         let path = self.folder.path().join("bin");
-        let run = || start(command, args, verb, container, netns, &path, stdin).wait_with_output().unwrap();
-        let output = self.node.run(run).unwrap();
+        let run = || start(command, args, verb, container, netns, &path, stdin);
+        Self::hear(self.node.run(run).unwrap())
+    }
+
+    /// Starts a verb as [`Bench::run`] does, and leaves it at work.
+    pub(crate) fn start(&self, verb: &str, config: &Value) -> Child {
+        let (netns, path) = (self.pod_path().display().to_string(), self.folder.path().join("bin"));
+        let command = Command::new(env!("CARGO_BIN_EXE_ehost-device"));
+        let config = config.to_string();
+        self.node.run(|| start(command, ARGS, verb, "one", &netns, &path, config.as_bytes())).unwrap()
+    }
+
+    /// What a program says up to its end.
+    pub(crate) fn hear(program: Child) -> Answer {
+        let output = program.wait_with_output().unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         Answer {
             ok: output.status.success(),

@@ -12,5 +12,6 @@ mod crash;
 mod del;
 mod log;
 mod network;
+mod orphan;
 mod rich;
 mod verbs;
