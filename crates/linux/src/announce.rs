@@ -16,7 +16,8 @@ use crate::Error;
 const ETH_P_ARP: u16 = 0x0806;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// Broadcasts an ARP request in which sender and target are `ip`.
+/// Broadcasts an ARP request in which sender and target are `ip`. Closing the socket waits for a grace period of RCU
+/// (net/packet/af_packet.c, `packet_release`), 10 ms and more: [`crate::route::Socket::announce`] does not, where it can take its place.
 ///
 /// # Errors
 /// [`Error::Socket`] or [`Error::Transport`]; the link must be up.

@@ -530,22 +530,25 @@ fn neighbours_learn_a_new_owner_of_an_address() {
     one.ip("link set va up");
     one.ip("addr add fd00::2/64 dev va nodad");
     one.ip("addr add 10.0.0.2/24 dev va");
+    one.ip("addr add 10.0.0.3/24 dev va");
     two.ip("addr add 10.0.0.9/24 dev vb");
     // What the neighbour believes beforehand is wrong.
     two.ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:99 dev vb nud stale");
+    two.ip("neigh add 10.0.0.3 lladdr 02:00:00:00:00:99 dev vb nud stale");
     two.ip("neigh add fd00::2 lladdr 02:00:00:00:00:99 dev vb nud stale");
     let link = one.link("va");
     let mac = link.mac.unwrap();
+    one.socket.announce(link.index, "10.0.0.2".parse().unwrap()).unwrap();
     one.netns
         .run(|| {
-            linux::announce::gratuitous_arp(link.index, mac, "10.0.0.2".parse().unwrap()).unwrap();
+            linux::announce::gratuitous_arp(link.index, mac, "10.0.0.3".parse().unwrap()).unwrap();
             linux::announce::unsolicited_advertisement(link.index, mac, "fd00::2".parse().unwrap()).unwrap();
         })
         .unwrap();
     let shown =
         two.netns.run(|| Command::new("ip").args(["neigh", "show", "dev", "vb"]).output().unwrap()).unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
-    for ip in ["10.0.0.2", "fd00::2"] {
+    for ip in ["10.0.0.2", "10.0.0.3", "fd00::2"] {
         assert!(shown.contains(&format!("{ip} lladdr {mac}")), "{shown}");
     }
     let _ = two.link("vb");

@@ -1,6 +1,6 @@
 //! What IPAM and the configuration said, put onto the interface: sysctls, addresses and routes, and the neighbours told.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use cni::{Error, Ip, Success};
@@ -150,8 +150,11 @@ fn introduce(pod: &mut Pod, link: &Link, ips: &[Ip]) -> Result<(), Error> {
             return Ok(());
         }
         detect_duplicates(routes, link, ips)?;
-        for ip in ips {
+        for (place, ip) in ips.iter().enumerate() {
+            let (before, _) = ips.split_at(place);
             let told = match (ip.address.addr(), link.mac) {
+                // By a socket it takes a grace period of RCU longer.
+                (IpAddr::V4(ip), Some(_)) if is_first(ip, before) => routes.announce(link.index, ip),
                 (IpAddr::V4(ip), Some(mac)) => announce::gratuitous_arp(link.index, mac, ip),
                 (IpAddr::V6(ip), Some(mac)) => announce::unsolicited_advertisement(link.index, mac, ip),
                 (_, None) => Ok(()),
@@ -164,6 +167,11 @@ fn introduce(pod: &mut Pod, link: &Link, ips: &[Ip]) -> Result<(), Error> {
         Ok(())
     });
     done.map_err(code::io(what()))?
+}
+
+/// Whether the kernel takes an address as its own sender: the first one of its subnet, of those that came before.
+fn is_first(ip: Ipv4Addr, before: &[Ip]) -> bool {
+    !before.iter().any(|other| other.address.contains(&IpAddr::V4(ip)))
 }
 
 fn detect_duplicates(routes: &mut Socket, link: &Link, ips: &[Ip]) -> Result<(), Error> {

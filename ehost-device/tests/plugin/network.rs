@@ -302,17 +302,19 @@ fn the_neighbours_hear_of_each_address_and_only_when_it_is_known_to_be_unique() 
     ip(&neighbour, "link set wire up");
     bench.ipam(
         "both",
-        r#"[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.2/24"},{"address":"fd00::2/64"}]}'"#,
+        r#"[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.2/24"},{"address":"10.0.0.3/24"},{"address":"fd00::2/64"}]}'"#,
     );
     let (arp, six) = (listen(&neighbour, 0x0806), listen(&neighbour, 0x86dd));
     let config = bench.config(json!({"ipam": {"type": "both"}}));
     bench.run("ADD", &config).expect();
 
     let mac = [0x52, 0x54, 0, 0xc4, 0xe6, 0xcd];
-    let ipv4 = Ipv4Addr::new(10, 0, 0, 2).octets();
-    // Sender and target are the address itself.
-    let announced = hear(&arp, |packet| packet[14..18] == ipv4 && packet[24..28] == ipv4);
-    assert_eq!((&announced[6..8], &announced[8..14]), (&[0, 1][..], &mac[..]));
+    for host in [2, 3] {
+        let ipv4 = Ipv4Addr::new(10, 0, 0, host).octets();
+        // Sender and target are the address itself.
+        let announced = hear(&arp, |packet| packet[14..18] == ipv4 && packet[24..28] == ipv4);
+        assert_eq!((&announced[6..8], &announced[8..14]), (&[0, 1][..], &mac[..]));
+    }
 
     let ipv6: Ipv6Addr = "fd00::2".parse().unwrap();
     let icmp =

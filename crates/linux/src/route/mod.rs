@@ -3,13 +3,14 @@
 //! A [`Socket`] speaks for the network namespace in which it was opened, for ever: open one in each namespace
 //! ([`crate::Netns::route_socket`]) and hand both to the code.
 //!
-//! Source: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,nexthop}.h.
+//! Source: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,nexthop}.h.
 
 mod address;
 mod kept;
 mod lifeline;
 mod link;
 mod monitor;
+mod neighbour;
 mod socket;
 mod table;
 mod tuning;
@@ -31,6 +32,8 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const RTM_NEWLINKPROP: u16 = 108;
