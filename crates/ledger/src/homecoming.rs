@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use linux::Netns;
 use linux::route::{Event, Groups, KeptAddress, LinkChange, Monitor, Socket};
 use nic::{IfName, Link, Xdp};
 
@@ -191,18 +192,14 @@ fn walk_home(
         return Ok(Homecoming::Home);
     }
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
-    // What is known by its device is the same NIC in whatever namespace; what is not may only look like it.
-    let also = also
-        .and_then(|path| open_pod(node, path))
-        .filter(|(netns, _)| identity.has_a_device() || is_owners(node, lease, netns));
-    let pods = [open_owners(node, lease), also];
-    let mut expected = None;
-    for (_netns, mut pod) in pods.into_iter().flatten() {
-        let links = pod.links().map_err(kernel)?;
-        if let Some(link) = identity.among_pod(lease, &links) {
-            expected = Some(fetch(node, &mut pod, lease, link, &links).map_err(kernel)?);
-            break;
-        }
+    let mut expected = fetch_from(node, lease, &identity, open_owners(node, lease)).map_err(kernel)?;
+    // What a DEL names is in general the same namespace, and not entered twice.
+    if expected.is_none() {
+        // What is known by its device is the same NIC in whatever namespace; what is not may only look like it.
+        let also = also
+            .and_then(|path| open_pod(node, path))
+            .filter(|(netns, _)| identity.has_a_device() || is_owners(node, lease, netns));
+        expected = fetch_from(node, lease, &identity, also).map_err(kernel)?;
     }
     match look_at_home(node, lease, &identity, expected.as_ref(), patience).map_err(kernel)? {
         Sight::Seen(link) if expected.is_none() => settle_unless_lifeline(node, lease, *link),
@@ -263,6 +260,19 @@ fn look_at_home(
             }
         }
     }
+}
+
+/// Moves the NIC out of a namespace, if it is there.
+fn fetch_from(
+    node: &mut Node,
+    lease: &Lease,
+    identity: &Identity,
+    pod: Option<(Netns, Socket)>,
+) -> Result<Option<IfName>, linux::Error> {
+    let Some((_netns, mut pod)) = pod else { return Ok(None) };
+    let links = pod.links()?;
+    let link = identity.among_pod(lease, &links);
+    link.map(|link| fetch(node, &mut pod, lease, link, &links)).transpose()
 }
 
 /// Moves the NIC out of its owner's namespace, in one message with its old name and settings. Returns the name that it

@@ -327,11 +327,28 @@ impl Entry<'_> {
     /// # Errors
     /// [`Error::Write`]; then the old content is still there.
     pub fn write(&self, lease: &Lease) -> Result<(), Error> {
+        self.store(lease, files::write_atomically)
+    }
+
+    /// Writes how far the lease that was written got. A loss of power may take that back, and does no harm: in the boot after it every
+    /// stage means the same, since the NIC's owner ended with the boot in which it left.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; then the old content is still there.
+    pub fn advance(&self, lease: &Lease) -> Result<(), Error> {
+        self.store(lease, files::rewrite_atomically)
+    }
+
+    fn store(
+        &self,
+        lease: &Lease,
+        write: impl FnOnce(&Path, &str, &[u8]) -> Result<(), linux::Error>,
+    ) -> Result<(), Error> {
         let stored = Stored { version: VERSION, lease };
         let mut bytes = serde_json::to_vec_pretty(&stored)
             .map_err(|source| Error::Encode { device: self.device.clone(), source })?;
         bytes.push(b'\n');
-        files::write_atomically(&self.ledger.leases, &format!("{}{SUFFIX}", self.device), &bytes)
+        write(&self.ledger.leases, &format!("{}{SUFFIX}", self.device), &bytes)
             .map_err(|source| Error::Write { device: self.device.clone(), source })
     }
 

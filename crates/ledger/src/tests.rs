@@ -51,7 +51,7 @@ fn a_lease_is_written_read_listed_and_closed() {
     let entry = ledger.lock(&lease.device, patience()).unwrap();
     entry.write(&lease).unwrap();
     let plumbed = lease.clone().after(Step::Plumb { index: 7 });
-    entry.write(&plumbed).unwrap();
+    entry.advance(&plumbed).unwrap();
     assert_eq!(entry.read().unwrap(), Some(plumbed.clone()));
     assert_eq!(ledger.list().unwrap().leases, [plumbed]);
     entry.close().unwrap();

@@ -72,7 +72,7 @@ impl<'a> Transaction<'a> {
                 Error::new(DEVICE_NOT_FOUND, format!("{} vanished from the pod", interface.name))
             })?;
         steps.begin("lease");
-        self.entry.write(&lease.clone().after(Step::Plumb { index: nic.index })).map_err(code::ledger)?;
+        self.entry.advance(&lease.clone().after(Step::Plumb { index: nic.index })).map_err(code::ledger)?;
         let interface = Interface {
             name: seen.name.to_string(),
             mac: seen.mac.map(|mac| mac.to_string()),
