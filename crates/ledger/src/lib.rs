@@ -357,7 +357,9 @@ impl Entry<'_> {
     /// # Errors
     /// [`Error::Write`].
     pub fn close(&self) -> Result<(), Error> {
-        files::remove_durably(&self.ledger.leases, &format!("{}{SUFFIX}", self.device))
+        let name = format!("{}{SUFFIX}", self.device);
+        files::remove_leftovers(&self.ledger.leases, &name)
+            .and_then(|()| files::remove_durably(&self.ledger.leases, &name))
             .map(|_| ())
             .map_err(|source| Error::Write { device: self.device.clone(), source })
     }

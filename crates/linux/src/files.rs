@@ -65,7 +65,7 @@ fn beside(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<tempfile::N
     let path = dir.join(name);
     let failed = |step, path: &Path, source| Error::File { step, path: path.to_owned(), source };
     let mut file = tempfile::Builder::new()
-        .prefix(TEMPORARY)
+        .prefix(&format!("{TEMPORARY}{name}-"))
         .tempfile_in(dir)
         .map_err(|source| failed("create a temporary file in", dir, source))?;
     file.write_all(bytes).map_err(|source| failed("write", &path, source))?;
@@ -117,6 +117,23 @@ pub fn make_folder(path: &Path) -> Result<(), Error> {
 
 /// How the names of temporary files begin: whoever lists a folder skips them.
 pub const TEMPORARY: &str = ".tmp-";
+
+/// Removes what writers of `dir/name` that were killed have left. The caller sees to it that nobody is writing it.
+///
+/// # Errors
+/// [`Error::File`] with the step that failed.
+pub fn remove_leftovers(dir: &Path, name: &str) -> Result<(), Error> {
+    let failed = |step, path: &Path, source| Error::File { step, path: path.to_owned(), source };
+    let prefix = format!("{TEMPORARY}{name}-");
+    for file in std::fs::read_dir(dir).map_err(|source| failed("list", dir, source))? {
+        let file = file.map_err(|source| failed("list", dir, source))?;
+        if file.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            let path = file.path();
+            std::fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+        }
+    }
+    Ok(())
+}
 
 /// Removes `dir/name` for good; says whether it was there.
 ///
@@ -235,6 +252,22 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(remove_durably(folder.path(), "lease").unwrap());
         assert!(!remove_durably(folder.path(), "lease").unwrap());
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["lease", "lease-2"] {
+            // Kept, as when the process ends here.
+            beside(folder.path(), name, b"half", 0o600).unwrap().into_temp_path().keep().unwrap();
+            write_atomically(folder.path(), name, b"whole").unwrap();
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
+        remove_leftovers(folder.path(), "lease-2").unwrap();
+        let names = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        assert!(names[0].starts_with(".tmp-lease-") && names[1..] == ["lease", "lease-2"], "{names:?}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! For tests: a folder that looks like sysfs, where only what is put into it is there, down to the form of its links; and a flood of
-//! messages, as when the kernel has more to say than anybody reads.
+//! For tests: a folder that looks like sysfs, where only what is put into it is there, down to the form of its links; a flood of
+//! messages, as when the kernel has more to say than anybody reads; and a program that is killed at a system call of one's choice.
 #![allow(clippy::unwrap_used)]
 
+mod call;
 mod switch;
+pub mod trace;
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use linux::Netns;
 use linux::route::Socket;
@@ -200,6 +199,14 @@ impl Bench {
         self.node.run(|| start(command, ARGS, verb, "one", &netns, &path, config.as_bytes())).unwrap()
     }
 
+    /// The program as [`Bench::run`] runs it.
+    pub(crate) fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ehost-device"));
+        let netns = self.pod_path().display().to_string();
+        surround(&mut command, ARGS, verb, "one", &netns, &self.folder.path().join("bin"));
+        command
+    }
+
     /// What a program says up to its end.
     pub(crate) fn hear(program: Child) -> Answer {
         let output = program.wait_with_output().unwrap();
@@ -209,30 +216,6 @@ impl Bench {
             json: if stdout.is_empty() { Value::Null } else { serde_json::from_str(&stdout).expect(&stdout) },
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
-    }
-
-    /// Runs a verb as [`Bench::run`] does and kills it when it has run for `after`; whether that was before its end.
-    pub(crate) fn run_and_kill(&self, verb: &str, config: &Value, after: Duration) -> bool {
-        let (netns, path) = (self.pod_path().display().to_string(), self.folder.path().join("bin"));
-        let work = || {
-            let mut child = start(
-                Command::new(env!("CARGO_BIN_EXE_ehost-device")),
-                ARGS,
-                verb,
-                "one",
-                &netns,
-                &path,
-                config.to_string().as_bytes(),
-            );
-            let began = Instant::now();
-            // Not a sleep: the instants are finer than the scheduler's, and nothing is waited for.
-            while began.elapsed() < after {
-                std::hint::spin_loop();
-            }
-            child.kill().unwrap();
-            child.wait().unwrap().code().is_none()
-        };
-        self.node.run(work).unwrap()
     }
 
     pub(crate) fn node_link(&self, name: &str) -> Option<Link> {
@@ -307,19 +290,21 @@ fn start(
     path: &Path,
     stdin: &[u8],
 ) -> Child {
-    let mut child = command
+    surround(&mut command, args, verb, container, netns, path);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It need not read all of it.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    child
+}
+
+/// The environment that a runtime sets.
+fn surround(command: &mut Command, args: &str, verb: &str, container: &str, netns: &str, path: &Path) {
+    command
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", container)
         .env("CNI_NETNS", netns)
         .env("CNI_IFNAME", "net1")
         .env("CNI_PATH", path)
-        .env("CNI_ARGS", args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It need not read all of it.
-    let _ = child.stdin.take().unwrap().write_all(stdin);
-    child
+        .env("CNI_ARGS", args);
 }

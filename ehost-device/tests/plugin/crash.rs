@@ -1,7 +1,5 @@
 //! Processes that died, and files that are not what they should be.
 
-use std::time::Instant;
-
 use linux::Netns;
 use serde_json::{Value, json};
 
@@ -25,46 +23,6 @@ fn after_a_killed_add_a_del_brings_the_nic_home() {
     let config = killed_add(&bench);
     bench.run("DEL", &config).expect();
     bench.assert_untouched(&before);
-}
-
-/// How many instants of a run are tried.
-const INSTANTS: u32 = 24;
-
-#[test]
-fn whenever_an_add_is_killed_one_del_puts_all_right() {
-    let bench = Bench::new();
-    let before = bench.portrait();
-    let config = bench.config(json!({}));
-    let began = Instant::now();
-    bench.run("ADD", &config).expect();
-    let length = began.elapsed();
-    bench.run("DEL", &config).expect();
-    let mut killed = 0;
-    for instant in 0..INSTANTS {
-        killed += u32::from(bench.run_and_kill("ADD", &config, length * instant / INSTANTS));
-        bench.run("DEL", &config).expect();
-        bench.assert_untouched(&before);
-    }
-    assert!(killed > INSTANTS / 4, "only {killed} of {INSTANTS} were killed before their end");
-}
-
-#[test]
-fn whenever_a_del_is_killed_the_next_one_puts_all_right() {
-    let bench = Bench::new();
-    let before = bench.portrait();
-    let config = bench.config(json!({}));
-    bench.run("ADD", &config).expect();
-    let began = Instant::now();
-    bench.run("DEL", &config).expect();
-    let length = began.elapsed();
-    let mut killed = 0;
-    for instant in 0..INSTANTS {
-        bench.run("ADD", &config).expect();
-        killed += u32::from(bench.run_and_kill("DEL", &config, length * instant / INSTANTS));
-        bench.run("DEL", &config).expect();
-        bench.assert_untouched(&before);
-    }
-    assert!(killed > INSTANTS / 4, "only {killed} of {INSTANTS} were killed before their end");
 }
 
 #[test]

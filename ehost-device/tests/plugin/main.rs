@@ -10,6 +10,7 @@ mod bench;
 mod concurrency;
 mod crash;
 mod del;
+mod kill;
 mod log;
 mod network;
 mod orphan;

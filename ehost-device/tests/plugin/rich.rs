@@ -83,10 +83,13 @@ impl Rich {
     /// What is not as it was before any ADD: in words, none if all is. Waits for what comes by itself.
     pub(crate) fn amiss(&self) -> Option<String> {
         let left = self.left();
-        if !left.is_empty() {
-            return Some(format!("left: {left:?}"));
-        }
+        if left.is_empty() { self.changed() } else { Some(format!("left: {left:?}")) }
+    }
+
+    /// As [`Rich::amiss`], of what `ip` shows alone.
+    pub(crate) fn changed(&self) -> Option<String> {
         let deadline = Instant::now() + SETTLE;
+        let mut pause = Duration::from_millis(10);
         loop {
             let now = self.everything();
             if now == self.before {
@@ -95,7 +98,18 @@ impl Rich {
             if Instant::now() > deadline {
                 return Some(differences(&self.before, &now));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(pause);
+            // To look costs more than to wait.
+            pause = (pause * 2).min(Duration::from_millis(320));
+        }
+    }
+
+    /// The state of a node on which no ADD has ever been.
+    pub(crate) fn forget(&self) {
+        for folder in [self.bench.state(), self.addresses()] {
+            if folder.exists() {
+                std::fs::remove_dir_all(folder).unwrap();
+            }
         }
     }
 
@@ -105,6 +119,8 @@ impl Rich {
         left.extend(
             files(&self.addresses()).into_iter().filter(|name| !HOST_LOCALS.contains(&name.as_str())),
         );
+        // What a writer that was killed left is no lease: it goes with the next one of that NIC.
+        left.retain(|name| !name.starts_with(linux::files::TEMPORARY));
         left
     }
 
