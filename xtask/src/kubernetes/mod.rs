@@ -146,7 +146,13 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let walks: Vec<_> = walks.flat_map(|part| metas.iter().map(move |meta| (part, *meta))).collect();
     for (at, (part, meta)) in walks.iter().enumerate() {
         let keep = options.keep && at + 1 == walks.len();
-        let outcome = workshop.walk(*part, *meta, keep, progress);
+        let mut outcome = workshop.walk(*part, *meta, keep, progress);
+        if let Some(hung) = outcome.as_ref().err().filter(|error| stands_still(error)) {
+            eprintln!(
+                "{hung:#}\nA guest whose kernel stands still says nothing of what ran in it: the same walk once more, from nothing"
+            );
+            outcome = workshop.walk(*part, *meta, keep, progress);
+        }
         if workshop.interrupt.came() {
             eprintln!("interrupted; everything that was started has been ended");
             return Ok(ExitCode::from(130));
@@ -157,6 +163,13 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         })?;
     }
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether the guest's kernel itself has stopped, as emulation of several processors lets happen now and then: one of them never wakes up.
+fn stands_still(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| matches!(cause.downcast_ref(), Some(vm::Error::Hung { .. } | vm::Error::Boot { .. })))
 }
 
 impl Workshop {
@@ -215,6 +228,7 @@ impl Workshop {
             return Ok(false);
         }
         if !screen.all_good() {
+            cluster.node.answers()?;
             cluster.tell_more(&screen, &logs);
         }
         match part {

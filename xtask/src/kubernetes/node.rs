@@ -47,6 +47,8 @@ sysctl -qw net.ipv4.ip_forward=1 2>/dev/null || echo 1 >/proc/sys/net/ipv4/ip_fo
 ";
 
 const PATIENCE: Duration = Duration::from_secs(180);
+/// A guest that does not answer for this long will not answer any more.
+const STANDS_STILL: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// What the node is made from.
@@ -137,6 +139,12 @@ impl<'a> Node<'a> {
         self.containerd = self.place.containerd(&self.vm, &self.parts)?;
         self.kubelet = self.place.kubelet(&self.vm)?;
         self.wait_until_ready(control)
+    }
+
+    /// # Errors
+    /// [`vm::Error::Hung`] when the machine itself stands still.
+    pub(super) fn answers(&self) -> Result<(), vm::Error> {
+        self.vm.ping(STANDS_STILL)
     }
 
     /// Pulls the spare NIC at this PCI address out of the machine.
