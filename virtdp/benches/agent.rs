@@ -8,7 +8,8 @@ mod kubelet;
 mod stage;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ async fn main() {
     let (looks, _) = looks(&stage);
     tell(&format!("{MANY} NICs in a generated sysfs, discovered"), &milliseconds(median(looks)));
     let mut kubelet = Kubelet::start(stage.kubelet_dir());
-    let agent = start(&stage);
+    let mut agent = start(&stage);
     let mut plugin = kubelet.plugin().await;
     while plugin.list().await.unwrap().len() < usize::try_from(MANY).unwrap() {}
     tell(&format!("{MANY} NICs, resident"), &kilobytes(&agent));
@@ -49,11 +50,15 @@ async fn main() {
         &format!("CPU in {} s without any event", quiet.as_secs()),
         &format!("{}, {wakeups} wake-ups", milliseconds(cpu)),
     );
-    drop((agent, plugin, stage));
+    let begun = Instant::now();
+    assert_eq!(agent.terminate(), Some(0));
+    tell("SIGTERM until the agent has ended", &milliseconds(begun.elapsed()));
+    drop((plugin, stage));
 
     let stage = node(VERY_MANY);
     let (looks, agent) = self::looks(&stage);
     tell(&format!("{VERY_MANY} NICs in a generated sysfs, discovered"), &milliseconds(median(looks)));
+    tell("the same, bare system calls of one thread", &milliseconds(median(bare_calls(&stage))));
     tell(&format!("{VERY_MANY} NICs, resident"), &kilobytes(&agent));
 }
 
@@ -127,6 +132,37 @@ fn looks(stage: &Stage) -> (Vec<Duration>, Agent) {
     }
 }
 
+/// What no look can do without, again and again: the folders are listed, the links and files of each NIC read. Their paths are known before.
+fn bare_calls(stage: &Stage) -> Vec<Duration> {
+    let root = stage.tree.path();
+    let folders = ["bus/pci/devices", "bus/virtio/devices", "class/net"].map(|folder| root.join(folder));
+    let (mut links, mut files) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(&folders[1]).unwrap() {
+        let link = entry.unwrap().path();
+        let device = link.canonicalize().unwrap();
+        let function = device.parent().unwrap();
+        links.extend([link, device.join("driver"), function.join("physfn")]);
+        files.extend(["modalias", "acpi_index", "numa_node"].map(|name| function.join(name)));
+    }
+    for entry in fs::read_dir(&folders[2]).unwrap() {
+        let link = entry.unwrap().path();
+        files.push(link.canonicalize().unwrap().join("ifindex"));
+        links.push(link);
+    }
+    let once = || {
+        let begun = Instant::now();
+        let listed: usize = folders.iter().map(|folder| fs::read_dir(folder).unwrap().count()).sum();
+        let there = links.iter().filter(|link| fs::read_link(link).is_ok()).count();
+        // Those that only some devices have are looked for all the same.
+        let read = files
+            .iter()
+            .filter(|file| fs::File::open(file).is_ok_and(|mut file| file.read(&mut [0; 64]).is_ok()));
+        assert!(listed > 0 && there > 0 && read.count() > 0);
+        begun.elapsed()
+    };
+    (0..LOOKS).map(|_| once()).collect()
+}
+
 async fn allocate(plugin: &mut Plugin) -> Vec<Duration> {
     let mut times = Vec::new();
     for number in 0..u32::try_from(ALLOCATIONS).unwrap() {
@@ -140,7 +176,7 @@ async fn allocate(plugin: &mut Plugin) -> Vec<Duration> {
 }
 
 fn kilobytes(agent: &Agent) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.id())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().to_owned()
 }
@@ -150,9 +186,9 @@ struct Usage(BTreeMap<std::ffi::OsString, (Duration, u64)>);
 
 impl Usage {
     fn of(agent: &Agent) -> Usage {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", agent.id())).unwrap();
+        let tasks = fs::read_dir(format!("/proc/{}/task", agent.id())).unwrap();
         let used = |task: std::fs::DirEntry| {
-            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
             let nanoseconds = read("schedstat").split(' ').next().and_then(|word| word.parse().ok());
             let status = read("status");
             let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));

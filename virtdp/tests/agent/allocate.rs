@@ -177,7 +177,7 @@ async fn with_cdi_devices_are_named_and_their_file_follows_the_list() {
     assert!(read(&file).contains(r#"{"path":"/dev/net/tun","permissions":"rw"}"#));
 
     // What a reboot took is there again before the kubelet can ask; what is gone from the list is gone from the file.
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     assert_eq!(devices(), [FIRST, SECOND], "containers that restart meanwhile need it");
     std::fs::remove_dir_all(stage.path("cdi")).unwrap();
     stage.tree.unplug(&crate::stage::position(SECOND));
@@ -186,7 +186,7 @@ async fn with_cdi_devices_are_named_and_their_file_follows_the_list() {
     let mut agent = stage.start_as(&command);
     let _plugin = kubelet.plugin().await;
     assert_eq!(devices(), [FIRST]);
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
 
     // Switched off, it goes.
     let _agent = stage.start();
@@ -249,7 +249,7 @@ async fn what_a_reboot_takes_from_run_is_made_again_without_an_allocation() {
     agent.says(&["DeviceID in Allocate: 0000:00:0a.0"]);
     until("the file is there", || stage.path(FILE).exists());
 
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     std::fs::remove_dir_all(stage.path("devinfo")).unwrap();
     let _agent = stage.start();
     until("the file is there again", || stage.path(FILE).exists());

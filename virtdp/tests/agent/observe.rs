@@ -242,9 +242,9 @@ async fn an_address_that_is_taken_is_said_and_the_agent_works_all_the_same() {
     // Nor does one that never had it take it away, when an update is called off.
     let mut third = start(&stage);
     third.says(&["metrics and health are not served there", "observe.sock"]);
-    assert_eq!(third.terminate().0, Some(0));
+    assert_eq!(third.terminate(), Some(0));
     assert!(stage.path("observe.sock").exists());
-    assert_eq!(second.terminate().0, Some(0));
+    assert_eq!(second.terminate(), Some(0));
     assert!(!stage.path("observe.sock").exists());
 }
 
@@ -268,7 +268,7 @@ async fn a_log_for_programs_is_one_json_object_for_each_line() {
     let mut agent = stage.start_as(&command);
     kubelet.plugin().await.lists(&["0000:00:09.0 Healthy []"]).await;
     agent.says(&["\"message\":\"registered with the Kubelet\"", "\"resource\":\"kernel.org/virt\""]);
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     agent.says(&["virtdp stops"]);
     let log = agent.log();
     for line in log.lines() {

@@ -120,7 +120,7 @@ async fn a_nic_changes_its_pool_with_the_file_and_a_bad_file_changes_nothing() {
     allocatable(&kubelet, &[("rest", 2)]).await;
     agent.says(&["withdrawn", "example.com/fast"]);
     until("one socket is left", || stage.sockets().len() == 1);
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     kubelet.stop().await;
 }
 
@@ -163,7 +163,7 @@ async fn a_pool_that_is_removed_while_no_agent_runs_stays_until_no_pod_has_a_nic
     agent.says(&["withdrawn", "example.com/fast"]);
     let noted = read(&stage.path("state/resources.json"));
     assert!(noted.contains("example.com/rest") && !noted.contains("example.com/fast"), "{noted}");
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     kubelet.stop().await;
 }
 
@@ -204,7 +204,7 @@ async fn a_bad_file_at_the_start_offers_nothing_until_it_is_good_and_a_signal_re
     assert!(hangup.success());
     agent.says(&["SIGHUP"]);
     assert!(agent.is_running());
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     kubelet.stop().await;
 }
 

@@ -1,7 +1,5 @@
 //! Registration through `plugins_registry`, with a kubelet that sends the real one's `:authority`.
 
-use std::time::Duration;
-
 use tokio::time::timeout;
 use virtsim::kubelet::{Kubelet, Options};
 
@@ -41,9 +39,7 @@ async fn the_kubelet_finds_the_agent_and_takes_its_answer_whatever_authority_it_
     };
     assert!(probe("plugins-registry").status.success());
     assert!(!probe("kubelet-socket").status.success());
-    let (status, took) = agent.terminate();
-    assert_eq!(status, Some(0));
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(agent.terminate(), Some(0));
     assert_eq!(sockets_in(&folder), Vec::<String>::new());
     kubelet.stop().await;
 }

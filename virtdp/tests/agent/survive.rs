@@ -154,7 +154,7 @@ impl Run {
                 self.agent = agent(&self.stage, self.way);
             }
             Event::AgentTerminated => {
-                assert_eq!(self.agent.terminate().0, Some(0), "{}", self.story());
+                assert_eq!(self.agent.terminate(), Some(0), "{}", self.story());
                 self.agent = agent(&self.stage, self.way);
             }
             Event::HandOver => {
@@ -299,7 +299,7 @@ impl Run {
         self.admit(NICS.len()).await;
         self.settles().await;
         self.is_all_in_place().await;
-        assert_eq!(self.agent.terminate().0, Some(0));
+        assert_eq!(self.agent.terminate(), Some(0));
         self.kubelet.stop().await;
     }
 

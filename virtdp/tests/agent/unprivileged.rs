@@ -68,7 +68,7 @@ async fn without_any_capability_and_on_a_read_only_root_it_does_all_that_it_does
         assert_eq!(status(&agent, set), "0000000000000000", "{set}");
     }
     assert_eq!(status(&agent, "NoNewPrivs"), "1");
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     kubelet.stop().await;
 }
 
@@ -94,6 +94,6 @@ async fn another_user_does_it_where_the_folders_are_open() {
     assert_eq!(status(&agent, "CapEff"), "0000000000000000");
     let knows_it = read("/proc/self/uid_map".as_ref()).split_whitespace().nth(2) != Some("1");
     assert!(!knows_it || status(&agent, "Uid").starts_with("65534"), "{}", status(&agent, "Uid"));
-    assert_eq!(agent.terminate().0, Some(0));
+    assert_eq!(agent.terminate(), Some(0));
     kubelet.stop().await;
 }
