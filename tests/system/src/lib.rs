@@ -272,39 +272,13 @@ impl Node {
         self.snapshot()
     }
 
-    /// All that must be the same before and after: links (with alternative names, MTU, MAC, state), addresses, routes.
-    ///
-    /// Times to live, counters of the kernel and the order of flags that it computes are left out.
+    /// All that must be the same before and after, see [`vm::snapshot`].
     ///
     /// # Panics
     /// When iproute2 fails.
     #[must_use]
     pub fn snapshot(&self) -> Value {
-        let mut links = self.json("ip -d -j addr show");
-        for link in links.as_array_mut().unwrap() {
-            for address in link["addr_info"].as_array_mut().into_iter().flatten() {
-                for key in ["valid_life_time", "preferred_life_time"] {
-                    address.as_object_mut().unwrap().remove(key);
-                }
-            }
-            if let Some(addresses) = link["addr_info"].as_array_mut() {
-                addresses.sort_by_cached_key(Value::to_string);
-            }
-            // Carrier and queueing discipline follow IFF_UP a moment later; IFF_UP itself is in the flags.
-            for key in ["operstate", "qdisc"] {
-                link.as_object_mut().unwrap().remove(key);
-            }
-            if let Some(flags) = link["flags"].as_array_mut() {
-                flags.retain(|flag| !["LOWER_UP", "NO-CARRIER"].contains(&flag.as_str().unwrap_or("")));
-            }
-        }
-        let mut routes = self.json("ip -d -j route show table all");
-        for route in routes.as_array_mut().unwrap() {
-            route.as_object_mut().unwrap().remove("expires");
-        }
-        // The kernel lists routes of one table in the order in which they came, and those that it makes itself come when they like.
-        routes.as_array_mut().unwrap().sort_by_cached_key(Value::to_string);
-        serde_json::json!({ "links": links, "routes": routes })
+        vm::snapshot(self.json("ip -d -j addr show"), self.json("ip -d -j route show table all"))
     }
 }
 
@@ -313,15 +287,7 @@ impl Node {
 /// # Panics
 /// When they differ.
 pub fn assert_same(now: &Value, before: &Value, when: &str) {
-    let lines = |value: &Value| -> Vec<String> {
-        format!("{value:#}").lines().map(|line| line.trim_end_matches(',').to_owned()).collect()
-    };
-    let (old, new) = (lines(before), lines(now));
-    let only = |these: &[String], those: &[String], sign: &str| -> String {
-        these.iter().filter(|line| !those.contains(line)).map(|line| format!("{sign} {line}\n")).collect()
-    };
-    let differs = format!("{}{}", only(&old, &new, "-"), only(&new, &old, "+"));
-    // Lines that are only in another order, or there more than once, tell nothing by themselves.
-    let differs = if differs.is_empty() { format!("before {before:#}\nnow {now:#}") } else { differs };
-    assert!(now == before, "{when}: it is not as it was\n{differs}");
+    if let Some(differs) = vm::differences(before, now) {
+        panic!("{when}: it is not as it was\n{differs}");
+    }
 }

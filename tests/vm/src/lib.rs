@@ -27,6 +27,7 @@ mod machine;
 mod process;
 mod programs;
 mod qmp;
+mod snapshot;
 mod spec;
 mod terminal;
 
@@ -38,6 +39,7 @@ pub use kernel::{extract as extract_kernel, index_modules};
 pub use machine::{Bed, Vm, process_exists};
 pub use programs::{PROGRAMS_VARIABLE, Programs, programs};
 pub use qmp::{Link, Qmp};
+pub use snapshot::{differences, snapshot};
 pub use spec::{Cable, Chipset, Model, Nic, Spec};
 pub use vm_guest::modules::INDEX_FILE;
 pub use vm_guest::protocol::Ended;

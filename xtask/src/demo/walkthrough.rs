@@ -227,13 +227,18 @@ impl<'a> Walk<'a> {
                 .check(&format!("{} is home with name, MAC, MTU and state as they were", home.name), outcome);
         }
         self.capacity()?;
+        self.nothing_is_leased()
+    }
+
+    /// No pod has an address of the network, or a NIC.
+    pub(crate) fn nothing_is_leased(&mut self) -> Result<()> {
         self.nothing_in("no address is leased", "find /var/lib/cni/networks/virt-network -name '10.*'")?;
         self.nothing_in("no lease is open", &format!("find {} -name '*.json'", self.place.records()))
     }
 
-    /// Runs what must print nothing.
-    fn nothing_in(&mut self, what: &str, command: &str) -> Result<()> {
-        let shown = self.type_in(command)?;
+    /// Repeats what must print nothing in the end.
+    pub(crate) fn nothing_in(&mut self, what: &str, command: &str) -> Result<()> {
+        let shown = self.until(command, |shown| shown.trim().is_empty())?;
         let outcome =
             if shown.trim().is_empty() { Ok(String::new()) } else { Err(shown.trim().replace('\n', " ")) };
         self.screen.check(what, outcome);

@@ -22,11 +22,14 @@ const SERVICES: &str = "10.96.0.0/16";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The running control plane. The order of the fields is the order in which they end.
-pub(super) struct ControlPlane {
-    _scheduler: Running,
+pub(super) struct ControlPlane<'a> {
+    scheduler: Option<Running>,
     _controllers: Running,
-    _server: Running,
+    server: Option<Running>,
     _etcd: Running,
+    server_arguments: Vec<String>,
+    scheduler_arguments: Vec<String>,
+    place: Place<'a>,
     pub(super) egress: Egress,
     pub(super) authority: Authority,
     /// For the admin on this machine.
@@ -35,6 +38,7 @@ pub(super) struct ControlPlane {
 }
 
 /// Where everything comes from and goes to.
+#[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     /// Folder with the programs.
     pub(super) programs: &'a Path,
@@ -51,6 +55,12 @@ impl Place<'_> {
         Running::start(program, &command, self.logs, self.interrupt)
     }
 
+    fn start_server(&self, arguments: &[String], kubeconfig: &Path) -> Result<Running> {
+        let mut server = self.start("kube-apiserver", arguments)?;
+        server.wait_until(PATIENCE, || self.kubectl_answers(kubeconfig, &["get", "--raw", "/readyz"]))?;
+        Ok(server)
+    }
+
     fn kubectl_answers(&self, kubeconfig: &Path, arguments: &[&str]) -> bool {
         let mut command = Command::new(self.programs.join("kubectl"));
         command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
@@ -58,9 +68,9 @@ impl Place<'_> {
     }
 }
 
-impl ControlPlane {
+impl<'a> ControlPlane<'a> {
     /// Starts all four and waits until they answer; `see` is told what is being waited for.
-    pub(super) fn start(place: &Place<'_>, see: impl Fn(&str)) -> Result<Self> {
+    pub(super) fn start(place: Place<'a>, see: impl Fn(&str)) -> Result<Self> {
         see("certificates");
         let authority = Authority::new(&place.folder.join("pki"))?;
         let [client_port, peer_port, port] = free_ports()?;
@@ -68,7 +78,7 @@ impl ControlPlane {
         see("etcd");
         let etcd_identity = authority.server("etcd", &[], &[Ipv4Addr::LOCALHOST])?;
         let mut etcd =
-            place.start("etcd", &etcd(place, &authority, &etcd_identity, client_port, peer_port))?;
+            place.start("etcd", &etcd(&place, &authority, &etcd_identity, client_port, peer_port))?;
         etcd.wait_until(PATIENCE, || listens(client_port))?;
 
         see("kube-apiserver");
@@ -77,13 +87,12 @@ impl ControlPlane {
         let selector = place.folder.join("egress.yaml");
         write(&selector, egress_selector(&socket).as_bytes())?;
         let keys = authority.service_account_keys()?;
-        let arguments = server(&authority, &etcd_identity, &keys, &selector, client_port, port)?;
-        let mut server = place.start("kube-apiserver", &arguments)?;
+        let server_arguments = server(&authority, &etcd_identity, &keys, &selector, client_port, port)?;
         let address = format!("https://127.0.0.1:{port}");
         let kubeconfig = place.folder.join("kubeconfig");
         let admin = authority.client("admin", "kubernetes-admin", Some("system:masters"))?;
         write(&kubeconfig, authority.kubeconfig(&address, &admin)?.as_bytes())?;
-        server.wait_until(PATIENCE, || place.kubectl_answers(&kubeconfig, &["get", "--raw", "/readyz"]))?;
+        let server = place.start_server(&server_arguments, &kubeconfig)?;
 
         see("kube-controller-manager and kube-scheduler");
         let client = |name: &str| -> Result<String> {
@@ -101,22 +110,39 @@ impl ControlPlane {
         ];
         arguments.extend(common.clone());
         let mut controllers = place.start("kube-controller-manager", &arguments)?;
-        let mut arguments = vec![client("kube-scheduler")?];
-        arguments.extend(common);
-        let scheduler = place.start("kube-scheduler", &arguments)?;
+        let mut scheduler_arguments = vec![client("kube-scheduler")?];
+        scheduler_arguments.extend(common);
+        let scheduler = place.start("kube-scheduler", &scheduler_arguments)?;
         // Pods are refused until the controllers have made the account that they run as.
         let account = ["get", "serviceaccount", "default"];
         controllers.wait_until(PATIENCE, || place.kubectl_answers(&kubeconfig, &account))?;
         Ok(Self {
-            _scheduler: scheduler,
+            scheduler: Some(scheduler),
             _controllers: controllers,
-            _server: server,
+            server: Some(server),
             _etcd: etcd,
+            server_arguments,
+            scheduler_arguments,
+            place,
             egress,
             authority,
             kubeconfig,
             port,
         })
+    }
+
+    /// Ends the API server: whoever connects to it is refused. The scheduler ends, too: by itself it would (1.36) where a pod was deleted
+    /// and made again under its name before it has found its way back.
+    pub(super) fn stop_server(&mut self) {
+        self.scheduler = None;
+        self.server = None;
+    }
+
+    /// Starts both again; the API server has all that it knew.
+    pub(super) fn start_server(&mut self) -> Result<()> {
+        self.server = Some(self.place.start_server(&self.server_arguments, &self.kubeconfig)?);
+        self.scheduler = Some(self.place.start("kube-scheduler", &self.scheduler_arguments)?);
+        Ok(())
     }
 
     /// Address and port of the API server as seen from the VM.

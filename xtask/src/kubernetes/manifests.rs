@@ -140,7 +140,7 @@ pub(super) fn check(
     let folder = TempDir::with_prefix("virtnet-kubernetes-").context("cannot make a folder")?;
     let step = progress.step("Start etcd, API server, controller manager, scheduler, for the manifests");
     let place = Place { programs: kubernetes, folder: folder.path(), logs: &logs, interrupt };
-    let control = ControlPlane::start(&place, |note| step.note(note))?;
+    let control = ControlPlane::start(place, |note| step.note(note))?;
     step.done("");
 
     let path = std::env::var("PATH").unwrap_or_default();

@@ -2,6 +2,7 @@
 //! real virtio NICs: once with virt-meta, once with upstream Multus in its place.
 
 mod certificates;
+mod cluster;
 mod control;
 mod devicemanager;
 mod egress;
@@ -10,12 +11,13 @@ mod go;
 mod images;
 pub(crate) mod manifests;
 mod node;
+mod plumbing;
 mod processes;
 mod resilience;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -23,24 +25,19 @@ use clap::{Args, ValueEnum};
 use tempfile::TempDir;
 use vm::{Bed, Programs};
 
-use self::control::{ControlPlane, Place as ControlPlace};
+use self::cluster::Cluster;
+use self::control::{ControlPlane, Place};
 use self::node::{Node, Parts};
 use self::processes::Interrupt;
 use crate::demo::look::Home;
 use crate::demo::screen::Screen;
-use crate::demo::walkthrough::{Place, Walk};
+use crate::demo::walkthrough::Walk;
 use crate::progress::Progress;
 use crate::{build, packages};
 
-/// Longest time in which a real cluster under plain emulation does what it was told.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest time in which a real cluster under plain emulation, on a busy machine, does what it was told.
+const PATIENCE: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(200);
-
-const ROLLED_OUT: &str = "kubectl rollout status --namespace=kube-system daemonset/virtdp --timeout=120s";
-const INSTALLED: &str = "kubectl logs --namespace=kube-system daemonset/virtdp --container=install";
-
-/// Resident memory of the agent: highest, now, and the part that is its own.
-const MEMORY_OF_VIRTDP: &str = r#"for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline)" = 'virtdp --logtostderr ' ] && grep -E 'VmHWM|VmRSS|RssAnon' $p/status; done; true"#;
 
 /// Test against Kubernetes' own code, then walk through the whole flow on a real node in a VM, once with each meta plugin
 #[derive(Debug, Args)]
@@ -52,6 +49,10 @@ pub(crate) struct Options {
     /// Only with this meta plugin
     #[arg(long, value_enum)]
     meta: Option<Meta>,
+
+    /// How many pods come and go one after the other in the walk `plumbing`
+    #[arg(long, value_name = "NUMBER", default_value_t = 8)]
+    pods: u32,
 
     /// At the end, leave the cluster up until Ctrl-C, and say how to reach it
     #[arg(long)]
@@ -68,6 +69,8 @@ enum Part {
     Walkthrough,
     /// What a real node goes through while pods have NICs: restarts, an update, a NIC that is pulled out, a bond, a reboot
     Resilience,
+    /// What the way of eight NICs into pods and home goes through: no API server, pods deleted by force, containerd killed, pods in masses
+    Plumbing,
 }
 
 /// Who hands the pod's devices over to the CNI plugin.
@@ -142,23 +145,28 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let workshop = Workshop { bed, programs, containers, kubernetes, multus, images, logs, interrupt };
 
     let metas = options.meta.map_or_else(|| vec![Meta::VirtMeta, Meta::Multus], |meta| vec![meta]);
-    let walks = [Part::Walkthrough, Part::Resilience].into_iter().filter(|part| wants(*part));
-    let walks: Vec<_> = walks.flat_map(|part| metas.iter().map(move |meta| (part, *meta))).collect();
-    for (at, (part, meta)) in walks.iter().enumerate() {
+    // Those of one line share a node: the second wants nothing of it that the first takes away.
+    let walks = [vec![Part::Walkthrough], vec![Part::Resilience, Part::Plumbing]].into_iter();
+    let walks = walks.map(|parts| parts.into_iter().filter(|part| wants(*part)).collect::<Vec<_>>());
+    let walks = walks.filter(|parts| !parts.is_empty());
+    let walks: Vec<_> =
+        walks.flat_map(|parts| metas.iter().map(move |meta| (parts.clone(), *meta))).collect();
+    for (at, (parts, meta)) in walks.iter().enumerate() {
         let keep = options.keep && at + 1 == walks.len();
-        let mut outcome = workshop.walk(*part, *meta, keep, progress);
+        let logs = workshop.logs_of(parts, *meta);
+        let walk = || workshop.walk(parts, *meta, options.pods, keep, progress);
+        let mut outcome = walk();
         if let Some(hung) = outcome.as_ref().err().filter(|error| stands_still(error)) {
             eprintln!(
                 "{hung:#}\nA guest whose kernel stands still says nothing of what ran in it: the same walk once more, from nothing"
             );
-            outcome = workshop.walk(*part, *meta, keep, progress);
+            outcome = walk();
         }
         if workshop.interrupt.came() {
             eprintln!("interrupted; everything that was started has been ended");
             return Ok(ExitCode::from(130));
         }
         all_good &= outcome.with_context(|| {
-            let logs = workshop.logs_of(*part, *meta);
             format!("with {}; the log of every program is in {}", meta.name(), logs.display())
         })?;
     }
@@ -173,34 +181,35 @@ fn stands_still(error: &anyhow::Error) -> bool {
 }
 
 impl Workshop {
-    fn logs_of(&self, part: Part, meta: Meta) -> PathBuf {
-        match part {
-            Part::Resilience => self.logs.join(format!("{}-resilience", meta.name())),
-            _ => self.logs.join(meta.name()),
+    fn logs_of(&self, parts: &[Part], meta: Meta) -> PathBuf {
+        match parts {
+            [Part::Walkthrough] => self.logs.join(meta.name()),
+            [Part::Plumbing] => self.logs.join(format!("{}-plumbing", meta.name())),
+            _ => self.logs.join(format!("{}-resilience", meta.name())),
         }
     }
 
     /// One cluster from nothing to nothing. False when something was not as it should be.
-    fn walk(&self, part: Part, meta: Meta, keep: bool, progress: &Progress) -> Result<bool> {
+    fn walk(&self, parts: &[Part], meta: Meta, pods: u32, keep: bool, progress: &Progress) -> Result<bool> {
         let begun = Instant::now();
-        let logs = self.logs_of(part, meta);
+        let logs = self.logs_of(parts, meta);
         control::remove(&logs)?;
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         // In the system's folder for such things: the name of a socket must be short.
         let folder = TempDir::with_prefix("virtnet-kubernetes-").context("cannot make a folder")?;
 
         let step = progress.step("Start etcd, API server, controller manager, scheduler");
-        let place = ControlPlace {
+        let place = Place {
             programs: &self.kubernetes,
             folder: folder.path(),
             logs: &logs,
             interrupt: &self.interrupt,
         };
-        let control = ControlPlane::start(&place, |note| step.note(note))?;
+        let control = ControlPlane::start(place, |note| step.note(note))?;
         step.done("");
 
         let step = progress.step(&format!("Start the node, with {}", meta.name()));
-        let parts = Parts {
+        let node_parts = Parts {
             bed: &self.bed,
             kubernetes: &self.kubernetes,
             multus: &self.multus,
@@ -211,17 +220,13 @@ impl Workshop {
             logs: &logs,
             interrupt: &self.interrupt,
         };
-        let node = Node::start(parts, &control, meta, |note| step.note(note))?;
+        let node = Node::start(node_parts, &control, meta, |note| step.note(note))?;
         step.done(&format!("Ready {:.0} s after the kubelet was started", node.ready_after.as_secs_f64()));
 
         let mut cluster =
             Cluster { node, control, kubernetes: &self.kubernetes, meta, repository: build::workspace()? };
         let mut screen = Screen::default();
-        let walked = match part {
-            Part::Resilience => resilience::walk(&mut cluster, &mut screen),
-            _ => cluster.walk(&mut screen),
-        };
-        if let Err(error) = walked {
+        if let Err(error) = go_through(&mut cluster, parts, pods, &mut screen) {
             screen.check("the walk goes on", Err(format!("{error:#}")));
         }
         if self.interrupt.came() {
@@ -231,16 +236,39 @@ impl Workshop {
             cluster.node.answers()?;
             cluster.tell_more(&screen, &logs);
         }
-        match part {
-            Part::Resilience => {
-                screen.finish_with("the node went through all of it and lost no NIC", begun.elapsed());
-            }
-            _ => screen.finish(begun.elapsed()),
+        match parts {
+            [Part::Walkthrough] => screen.finish(begun.elapsed()),
+            _ => screen.finish_with("the node went through all of it and lost no NIC", begun.elapsed()),
         }
         if keep {
             cluster.keep(&self.interrupt);
         }
         Ok(screen.all_good())
+    }
+}
+
+/// All parts of a walk, on a node that is as new.
+fn go_through(cluster: &mut Cluster<'_>, parts: &[Part], pods: u32, screen: &mut Screen) -> Result<()> {
+    let before = cluster.begin(&mut Walk::new(cluster, screen))?;
+    for part in parts {
+        match part {
+            Part::Walkthrough => walk_through(&mut Walk::new(cluster, screen), cluster.meta, &before)?,
+            Part::Resilience => resilience::walk(cluster, screen, &before)?,
+            Part::Plumbing => plumbing::walk(cluster, screen, pods)?,
+            Part::Devicemanager | Part::Manifests => bail!("{part:?} is no walk on a node"),
+        }
+    }
+    Ok(())
+}
+
+fn walk_through(walk: &mut Walk<'_>, meta: Meta, before: &[Home]) -> Result<()> {
+    walk.pods_come_and_go(before)?;
+    match meta {
+        Meta::VirtMeta => {
+            faults::of_manifests(walk)?;
+            uninstall(walk)
+        }
+        Meta::Multus => faults::of_meta_plugins(walk),
     }
 }
 
@@ -266,152 +294,4 @@ fn uninstall(walk: &mut Walk<'_>) -> Result<()> {
     }
     walk.type_in("kubectl delete -f deployments/virtnet-uninstall.yaml")?;
     Ok(())
-}
-
-/// A running cluster as a person types at it: `kubectl` on this machine, everything else on the node.
-struct Cluster<'a> {
-    node: Node<'a>,
-    control: ControlPlane,
-    kubernetes: &'a Path,
-    meta: Meta,
-    repository: PathBuf,
-}
-
-impl Cluster<'_> {
-    fn walk(&self, screen: &mut Screen) -> Result<()> {
-        let mut walk = Walk::new(self, screen);
-        let before = self.begin(&mut walk)?;
-        walk.pods_come_and_go(&before)?;
-        match self.meta {
-            Meta::VirtMeta => {
-                faults::of_manifests(&mut walk)?;
-                uninstall(&mut walk)
-            }
-            Meta::Multus => faults::of_meta_plugins(&mut walk),
-        }
-    }
-
-    /// The agent runs, and there is a network. Gives what the NICs were like before.
-    fn begin(&self, walk: &mut Walk<'_>) -> Result<Vec<Home>> {
-        let before = walk.look_at_the_node()?;
-        walk.step(&format!("A Kubernetes node, with {}", self.meta.name()));
-        walk.type_in("kubectl get nodes -o wide")?;
-        walk.type_in("ls /etc/cni/net.d")?;
-        walk.start_virtdp()?;
-        walk.type_in(MEMORY_OF_VIRTDP)?;
-        walk.step("Define the network");
-        walk.type_in(
-            "kubectl wait --for=condition=Established crd/network-attachment-definitions.k8s.cni.cncf.io",
-        )?;
-        walk.type_in("kubectl apply -f deployments/virt-crd.yaml")?;
-        Ok(before)
-    }
-
-    fn kubectl(&self, line: &str) -> Command {
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = Command::new("sh");
-        command.args(["-c", line]).current_dir(&self.repository);
-        command.env("KUBECONFIG", &self.control.kubeconfig);
-        command.env("PATH", format!("{}:{path}", self.kubernetes.display()));
-        command
-    }
-
-    /// After a failure: what the cluster says, into the folder with the programs' logs, and the most telling part here.
-    fn tell_more(&self, screen: &Screen, logs: &Path) {
-        let questions = [
-            ("pods", "kubectl get pods --all-namespaces -o wide; kubectl describe pods --all-namespaces"),
-            ("node", "kubectl describe nodes; kubectl get nodes -o yaml"),
-            ("events", "kubectl get events --all-namespaces --sort-by=.lastTimestamp"),
-            ("virtdp", "kubectl logs --namespace=kube-system daemonset/virtdp --all-containers"),
-            ("links", "ip -details link; ls -R /var/lib/virtnet /etc/cni /var/lib/cni; dmesg | tail -n 50"),
-        ];
-        for (name, line) in questions {
-            let text = match self.run(line) {
-                Ok((_, text)) => text,
-                Err(error) => format!("{error:#}"),
-            };
-            // What cannot be written is shown at least, as far as it fits.
-            let _ = fs::write(logs.join(format!("{name}.txt")), &text);
-            if matches!(name, "events" | "virtdp") {
-                screen.command(line);
-                let lines: Vec<&str> = text.lines().collect();
-                screen.output(
-                    &lines
-                        .iter()
-                        .skip(lines.len().saturating_sub(20))
-                        .copied()
-                        .collect::<Vec<_>>()
-                        .join("\n"),
-                );
-            }
-        }
-        screen.note(&format!("The log of every program is in {}", logs.display()));
-    }
-
-    fn keep(&self, interrupt: &Interrupt) {
-        println!("\nThe cluster is up. In another terminal:\n");
-        println!("    export KUBECONFIG={}", self.control.kubeconfig.display());
-        println!("    export PATH={}:$PATH", self.kubernetes.display());
-        println!("    kubectl get pods --all-namespaces\n\nCtrl-C ends it.");
-        while !interrupt.came() {
-            std::thread::sleep(PAUSE);
-        }
-    }
-}
-
-impl Place for Cluster<'_> {
-    fn run(&self, line: &str) -> Result<(bool, String)> {
-        let merged = format!("exec 2>&1; {line}");
-        if line.contains("kubectl ") {
-            let output = self.kubectl(&merged).output().context("cannot run kubectl")?;
-            return Ok((
-                output.status.success(),
-                String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
-            ));
-        }
-        let output = self.node.shell(&merged, &self.repository).output()?;
-        if output.code().is_none() {
-            bail!("`{line}` was killed");
-        }
-        Ok((output.code() == Some(0), output.text()))
-    }
-
-    fn client(&self) -> &'static str {
-        "kubectl"
-    }
-
-    fn start_agent(&self) -> &'static [&'static str] {
-        match self.meta {
-            Meta::VirtMeta => {
-                &["kubectl apply -k deployments/kustomize/overlays/virt-meta", ROLLED_OUT, INSTALLED]
-            }
-            // Whoever has Multus has the definition of networks, too.
-            Meta::Multus => &[
-                "kubectl apply -f deployments/crdnetwork.yaml -f tests/kubernetes/e2e/multus-rbac.yaml",
-                "kubectl apply -k deployments/kustomize/overlays/multus",
-                ROLLED_OUT,
-                INSTALLED,
-            ],
-        }
-    }
-
-    fn agent(&self) -> &'static str {
-        "--namespace=kube-system daemonset/virtdp --container=virtdp"
-    }
-
-    fn delete_pods(&self) -> &'static str {
-        // Their shell, being process 1, ignores SIGTERM: without this, deleting takes the 30 s that Kubernetes grants.
-        "kubectl delete pod --grace-period=1"
-    }
-
-    fn records(&self) -> &'static str {
-        match self.meta {
-            Meta::VirtMeta => "/var/lib/virtnet/leases /var/lib/virtnet/attachments",
-            Meta::Multus => "/var/lib/virtnet/leases",
-        }
-    }
-
-    fn patience(&self) -> Duration {
-        PATIENCE
-    }
 }

@@ -70,6 +70,16 @@ pub(super) struct Parts<'a> {
     pub(super) interrupt: &'a Interrupt,
 }
 
+/// NICs for pods that are plugged in later: PCI address and MAC.
+pub(super) const FURTHER_NICS: [(&str, &str); 6] = [
+    ("0000:00:0b.0", "52:54:00:00:00:0b"),
+    ("0000:00:0c.0", "52:54:00:00:00:0c"),
+    ("0000:00:0d.0", "52:54:00:00:00:0d"),
+    ("0000:00:0e.0", "52:54:00:00:00:0e"),
+    ("0000:00:0f.0", "52:54:00:00:00:0f"),
+    ("0000:00:10.0", "52:54:00:00:00:10"),
+];
+
 /// The running node. The order of the fields is the order in which they end.
 pub(super) struct Node<'a> {
     kubelet: Child,
@@ -92,7 +102,7 @@ impl<'a> Node<'a> {
     /// Boots the VM, starts containerd and the kubelet in it, and waits until the cluster says that the node is Ready.
     pub(super) fn start(
         parts: Parts<'a>,
-        control: &ControlPlane,
+        control: &ControlPlane<'_>,
         meta: Meta,
         see: impl Fn(&str),
     ) -> Result<Self> {
@@ -129,9 +139,15 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
+    /// Starts containerd again, which has been killed, as whoever manages services would.
+    pub(super) fn start_containerd(&mut self) -> Result<()> {
+        self.containerd = self.place.containerd(&self.vm, &self.parts)?;
+        Ok(())
+    }
+
     /// Shuts the machine down and boots it anew: the same disk and the same NICs, an empty /run, no container. Waits until the cluster says
     /// that this boot is Ready.
-    pub(super) fn reboot(&mut self, control: &ControlPlane) -> Result<()> {
+    pub(super) fn reboot(&mut self, control: &ControlPlane<'_>) -> Result<()> {
         self.kubelet.kill()?;
         self.containerd.kill()?;
         self.vm.reboot().context("rebooting the node")?;
@@ -152,9 +168,13 @@ impl<'a> Node<'a> {
         self.vm.unplug(&spare(address)?).with_context(|| format!("unplugging {address}"))
     }
 
-    /// Plugs it in again.
+    /// Plugs it in, or in again, and waits until the node has it.
     pub(super) fn plug(&self, address: &str) -> Result<()> {
-        self.vm.plug(&spare(address)?).with_context(|| format!("plugging in {address}"))
+        self.vm.plug(&spare(address)?).with_context(|| format!("plugging in {address}"))?;
+        wait(self.parts.interrupt, address, || {
+            let look = format!("ls -d /sys/bus/pci/devices/{address}/virtio*/net/*");
+            Ok(self.vm.run(["sh", "-c", &look])?.code() == Some(0))
+        })
     }
 
     /// A command in the node, in the project's folder.
@@ -163,7 +183,7 @@ impl<'a> Node<'a> {
         shell.env("CONTAINERD_NAMESPACE", "k8s.io").cwd(repository)
     }
 
-    fn wait_until_ready(&self, control: &ControlPlane) -> Result<()> {
+    fn wait_until_ready(&self, control: &ControlPlane<'_>) -> Result<()> {
         let kubectl = self.parts.kubernetes.join("kubectl");
         // What the cluster says may be about the boot before.
         let wanted = format!("{} True", self.vm.boot_id());
@@ -225,7 +245,7 @@ impl Place {
 }
 
 /// After each boot: the way from the cluster to the kubelet and back, drivers, folders.
-fn prepare(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane) -> Result<()> {
+fn prepare(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane<'_>) -> Result<()> {
     parts.interrupt.ends(vm.qemu_pid());
     parts.interrupt.check()?;
     forward(vm, &management()?, control)?;
@@ -244,8 +264,11 @@ fn management() -> Result<Nic> {
 
 /// One of the NICs for pods.
 fn spare(address: &str) -> Result<Nic> {
-    let (address, mac) =
-        NICS.iter().find(|(known, _)| *known == address).context("no NIC has this address")?;
+    let (address, mac) = NICS
+        .iter()
+        .chain(&FURTHER_NICS)
+        .find(|(known, _)| *known == address)
+        .context("no NIC has this address")?;
     Ok(Nic::virtio(address.parse()?, mac.parse()?))
 }
 
@@ -276,7 +299,7 @@ fn make_disk(path: &Path) -> Result<()> {
 }
 
 /// Makes QEMU's router forward a port of our loopback interface to the kubelet, and the API server's proxy lead there.
-fn forward(vm: &Vm, management: &Nic, control: &ControlPlane) -> Result<()> {
+fn forward(vm: &Vm, management: &Nic, control: &ControlPlane<'_>) -> Result<()> {
     let [port] = free_ports()?;
     let line = format!("hostfwd_add cable-{} tcp:127.0.0.1:{port}-{ADDRESS}:{KUBELET_PORT}", management.id());
     let answer = vm.qmp().execute("human-monitor-command", json!({ "command-line": line }))?;
@@ -289,7 +312,7 @@ fn forward(vm: &Vm, management: &Nic, control: &ControlPlane) -> Result<()> {
     }
 }
 
-fn place_files(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane, meta: Meta) -> Result<()> {
+fn place_files(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane<'_>, meta: Meta) -> Result<()> {
     let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
     let serving = control.authority.server(NAME, &[NAME], &[ADDRESS])?;
     let kubelet =
@@ -320,7 +343,7 @@ fn place_files(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane, meta: Meta) -
 }
 
 /// What kube-proxy does elsewhere, for the one service that is called: `kubernetes`.
-fn lead_to_the_service(vm: &Vm, control: &ControlPlane) -> Result<()> {
+fn lead_to_the_service(vm: &Vm, control: &ControlPlane<'_>) -> Result<()> {
     let (service, server) = (control::SERVICE, control.guest_address());
     let rule = format!("-d {service} -p tcp --dport 443 -j DNAT --to-destination {server}");
     vm.sh(&format!("iptables-legacy -t nat -A OUTPUT {rule}; iptables-legacy -t nat -A PREROUTING {rule}"))

@@ -1,6 +1,6 @@
 //! Programs that run beside us: each with a log of its own, none outliving us.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,7 +91,9 @@ impl Running {
     /// thread that started it.
     pub(super) fn start(name: &str, command: &Command, logs: &Path, interrupt: &Interrupt) -> Result<Self> {
         let log = logs.join(format!("{name}.log"));
-        let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        // A program that is started again goes on where it ended.
+        let file = OpenOptions::new().create(true).append(true).open(&log);
+        let file = file.with_context(|| format!("cannot write {}", log.display()))?;
         let errors = file.try_clone().context("cannot share a log")?;
         // setpriv, because asking the kernel ourselves would be unsafe code.
         let mut wrapped = Command::new("setpriv");

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use super::{Cluster, PATIENCE, PAUSE};
+use super::cluster::{Cluster, signal};
+use super::{PATIENCE, PAUSE};
 use crate::demo::NICS;
 use crate::demo::look::{self, Home};
 use crate::demo::screen::Screen;
@@ -20,9 +21,6 @@ const REGISTERED: &str = "registered with the Kubelet";
 const PODS: &str = "kubectl get pods --all-namespaces -o json";
 /// How often the node's containers of the agent were restarted.
 const RESTARTS: &str = r#"kubectl get pods --namespace=kube-system --selector=app.kubernetes.io/component=virtdp -o jsonpath='{range .items[*].status.containerStatuses[?(@.name=="virtdp")]}{.restartCount}{"\n"}{end}'"#;
-
-/// As the kernel does it to a process that has used up its memory.
-const KILL_VIRTDP: &str = r#"for p in /proc/[0-9]*; do case "$(tr '\0' ' ' <$p/cmdline)" in 'virtdp --logtostderr'*) kill -KILL ${p#/proc/};; esac; done"#;
 
 /// By the manifest's strategy, the new pod is made ready before the old one is ended: both agents run for a while.
 const UPDATE: &str = r#"kubectl patch daemonset virtdp --namespace=kube-system --type=merge --patch='{"spec":{"template":{"metadata":{"annotations":{"example.com/update":"1"}}}}}'"#;
@@ -39,10 +37,9 @@ address add 10.0.2.15/24 dev bond1
 route add default via 10.0.2.2 dev bond1
 END";
 
-/// Walks through all of it, on a node that is as new.
-pub(super) fn walk(cluster: &mut Cluster<'_>, screen: &mut Screen) -> Result<()> {
+/// Walks through all of it, on a node where no pod has a NIC.
+pub(super) fn walk(cluster: &mut Cluster<'_>, screen: &mut Screen, before: &[Home]) -> Result<()> {
     let mut walk = Walk::new(cluster, screen);
-    let before = cluster.begin(&mut walk)?;
     let held = Held::start(&mut walk, "testpod1", 1)?;
 
     kubelet_restarted(cluster, screen, &held)?;
@@ -52,7 +49,7 @@ pub(super) fn walk(cluster: &mut Cluster<'_>, screen: &mut Screen) -> Result<()>
     management_in_a_bond(&mut walk, &held)?;
     nic_pulled_out(cluster, &mut walk, &held)?;
     rebooted(cluster, screen)?;
-    all_goes_home(&mut Walk::new(cluster, screen), &before)
+    all_goes_home(&mut Walk::new(cluster, screen), before)
 }
 
 /// A pod with its NIC, as it must stay whatever happens to the node's programs.
@@ -138,7 +135,8 @@ fn kubelet_restarted(cluster: &mut Cluster<'_>, screen: &mut Screen, held: &Held
 fn agent_killed(walk: &mut Walk<'_>, held: &Held) -> Result<()> {
     walk.step("virtdp is killed; the kubelet starts its container again");
     let before = walk.quiet(RESTARTS)?;
-    walk.type_in(KILL_VIRTDP)?;
+    // As the kernel does it to a process that has used up its memory.
+    walk.type_in(&signal("KILL", "virtdp --logtostderr"))?;
     walk.says("the container is another one", &format!("{RESTARTS} | grep -v '^{before}$'"), &[])?;
     registers_anew(walk, 0)?;
     as_ever(walk, held, "testpod2", 2)
