@@ -166,11 +166,16 @@ impl AsFd for Netns {
     }
 }
 
+/// The usual stack is as large as a huge page. Where those are switched on, the kernel may zero one for it and its neighbours: 2 MB that
+/// nobody needs.
+const STACK: usize = 256 * 1024;
+
 /// Runs `work` on a fresh thread: whatever it does to its namespaces ends with it.
 fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("netns".to_owned())
+            .stack_size(STACK)
             .spawn_scoped(scope, work)
             .map_err(|source| Error::EnterNetns { step: "start a thread for", source })?;
         match thread.join() {
