@@ -1,6 +1,7 @@
 //! What an ADD and a DEL cost, each a process of its own as a runtime starts it: ours, containernetworking's host-device, and the bare
 //! kernel operations (`bare.rs` beside this), in turn on one NIC. `cargo xtask bench cni` builds and runs it, in namespaces of its
-//! own and in a VM, and makes sense of its lines: `<what> <microseconds> <bytes of resident memory at most>`.
+//! own and in a VM, and makes sense of its lines: `<what> <microseconds> <bytes of resident memory at most>`, where
+//! `<what>:processor` is the time that processors worked for the call.
 //!
 //! Arguments are `key=value`: `programs` (a folder with `ehost-device`, `bare`, `host-local`, `host-device`, and `host-device-beside` where a
 //! second is to be measured), `state` (a folder on the disk that leases are to be written to), `rounds`, and
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use linux::Netns;
 use linux::route::{LinkChange, Socket};
 use nic::IfName;
-use wait4::Wait4 as _;
+use wait4::{ResourceUsage, Wait4 as _};
 
 /// Between two calls: what the kernel still does for the last one (it ends network namespaces in the background) is not the next one's.
 const PAUSE: Duration = Duration::from_millis(60);
@@ -133,8 +134,9 @@ impl Bench {
         node.change_link(index, &fresh).unwrap();
         for (what, call) in &trip.calls {
             std::thread::sleep(PAUSE);
-            let (took, memory) = self.run(what, call);
-            println!("{what} {} {memory}", took.as_micros());
+            let (took, usage) = self.run(what, call);
+            println!("{what} {} {}", took.as_micros(), usage.maxrss);
+            println!("{what}:processor {} {}", (usage.utime + usage.stime).as_micros(), usage.maxrss);
             if call.verb != "VERSION" && !what.starts_with("host-local:") {
                 let there = self.pod.route_socket().unwrap().link_by_name(POD_NAME).unwrap();
                 assert_eq!(there.is_some(), call.verb == "ADD", "{what} did not do its work");
@@ -142,8 +144,8 @@ impl Bench {
         }
     }
 
-    /// From before the process is started until it has ended, and the most memory that it had.
-    fn run(&self, what: &str, call: &Call) -> (Duration, u64) {
+    /// From before the process is started until it has ended, and what it used.
+    fn run(&self, what: &str, call: &Call) -> (Duration, ResourceUsage) {
         let said = self.folder.join("said");
         let output = File::create(&said).unwrap();
         let mut command = Command::new(&call.program);
@@ -156,7 +158,7 @@ impl Bench {
         let ended = command.spawn().unwrap().wait4().unwrap();
         let took = begin.elapsed();
         assert!(ended.status.success(), "{what}: {}", fs::read_to_string(&said).unwrap());
-        (took, ended.rusage.maxrss)
+        (took, ended.rusage)
     }
 }
 

@@ -249,6 +249,11 @@ fn table(places: &[Place], names: &BTreeMap<&'static str, String>, program: &Pat
             })
         }));
     }
+    for (verb, processor) in [("ADD", "ADD:processor"), ("DEL", "DEL:processor")] {
+        let what = |name: String| format!("{verb}: processor time of {name}");
+        rows.push(Row::time(what("the bare operations".to_owned()), "bare".to_owned(), processor));
+        rows.extend(all.iter().map(|key| Row::time(what(name(key)), (*key).to_owned(), processor)));
+    }
     let start = "VERSION";
     rows.extend(all.iter().map(|key| Row::time(format!("{start}: {}", name(key)), (*key).to_owned(), start)));
     rows.extend(theirs.iter().map(|key| {
@@ -311,6 +316,7 @@ mod tests {
                     "{who}:{verb} {time} 2000000\n{who}+{IPAM}:{verb} {} 2000000\n",
                     time + 16_000
                 ));
+                lines.push_str(&format!("{who}:{verb}:processor 1000 2000000\n"));
             }
             lines.push_str(&format!("{who}:VERSION 900 1000000\n"));
         }
