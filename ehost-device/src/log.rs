@@ -21,6 +21,8 @@ const STDERR: &str = "stderr";
 pub(crate) struct Steps {
     /// Known as soon as it was found.
     pub(crate) device: Option<DeviceId>,
+    /// What the configuration calls it, known before that.
+    pub(crate) asked_for: Option<String>,
     done: Vec<(&'static str, Duration)>,
     current: &'static str,
     since: Instant,
@@ -28,7 +30,12 @@ pub(crate) struct Steps {
 
 impl Steps {
     fn first(name: &'static str) -> Steps {
-        Steps { device: None, done: Vec::new(), current: name, since: Instant::now() }
+        Steps { device: None, asked_for: None, done: Vec::new(), current: name, since: Instant::now() }
+    }
+
+    /// The device, as far as it is known.
+    fn name(&self) -> Option<&str> {
+        self.device.as_ref().map(DeviceId::as_str).or(self.asked_for.as_deref())
     }
 
     /// Ends a step and begins the next. The last one of a call that failed is the one that failed, or `undo`.
@@ -96,7 +103,7 @@ pub(crate) fn logged<T>(
     let began = Instant::now();
     let mut steps = Steps::first("prepare");
     let pod = pod(environment);
-    let outcome = work(&mut steps).map_err(|error| named(error, steps.device.as_ref(), pod.as_deref()));
+    let outcome = work(&mut steps).map_err(|error| named(error, steps.name(), pod.as_deref()));
     match Sink::read(config) {
         Ok(None) => {}
         Ok(Some(sink)) => {
@@ -123,8 +130,8 @@ fn pod(environment: &Environment) -> Option<String> {
 }
 
 /// The error with the device and the pod that it is about, as far as they are known and it does not name them itself.
-fn named(mut error: Error, device: Option<&DeviceId>, pod: Option<&str>) -> Error {
-    let known = [("device", device.map(DeviceId::as_str)), ("pod", pod)];
+fn named(mut error: Error, device: Option<&str>, pod: Option<&str>) -> Error {
+    let known = [("device", device), ("pod", pod)];
     for (kind, name) in known.into_iter().filter_map(|(kind, name)| Some((kind, name?))) {
         if !error.message.contains(name) && !error.details.contains(name) {
             let separator = if error.details.is_empty() { "" } else { "; " };

@@ -8,6 +8,7 @@
 
 mod process;
 
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::{Code, Config, Environment, Error, PluginType, SearchPath, Success, V
 pub struct Plugins {
     path: SearchPath,
     deadline: Duration,
+    before: fn(&Path) -> io::Result<()>,
 }
 
 impl Plugins {
@@ -31,13 +33,19 @@ impl Plugins {
     /// The programs on a search path.
     #[must_use]
     pub fn on(path: SearchPath) -> Self {
-        Plugins { path, deadline: Self::DEADLINE }
+        Plugins { path, deadline: Self::DEADLINE, before: |_| Ok(()) }
     }
 
     /// The same with another deadline for each call.
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
         Plugins { deadline, ..self }
+    }
+
+    /// The same with something to do before each program is started; where that fails, the program is not.
+    #[must_use]
+    pub fn with_before(self, before: fn(&Path) -> io::Result<()>) -> Self {
+        Plugins { before, ..self }
     }
 
     /// The search path.
@@ -216,7 +224,10 @@ impl Plugins {
 
     fn run(&self, plugin: &PluginType, environment: &Environment, stdin: &[u8]) -> Result<Vec<u8>, Error> {
         let program = self.find(plugin)?;
-        process::run(&program, environment, stdin, self.deadline)
+        let refused = |source| process::Failure::Io { what: "starting it", source };
+        (self.before)(&program)
+            .map_err(refused)
+            .and_then(|()| process::run(&program, environment, stdin, self.deadline))
             .map_err(|failure| failure.into_error(plugin, environment.verb))
     }
 }

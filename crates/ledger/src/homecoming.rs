@@ -51,7 +51,7 @@ pub enum Whereabouts {
 /// A namespace or sysfs cannot be read.
 pub fn whereabouts(node: &mut Node, lease: &Lease) -> Result<Whereabouts, linux::Error> {
     let identity = Identity::of(lease, &node.devices)?;
-    if let Some((_netns, mut pod)) = open_owners(node, lease)
+    if let Some((_netns, mut pod)) = open_owners(node, lease)?
         && identity.among_pod(lease, &pod.links()?).is_some()
     {
         return Ok(Whereabouts::WithOwner);
@@ -138,12 +138,21 @@ pub fn bring_home(
 pub fn put_right(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Homecoming, ReturnError> {
     let outcome = restore_on_node(node, lease);
     let noted = match &outcome {
-        Ok(Homecoming::Home) => entry.write(&displaced(lease, &lease.home.name)),
+        Ok(Homecoming::Home) => keep(entry, lease),
         Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name)),
         Ok(Homecoming::Gone | Homecoming::OutOfSight) => Ok(()),
         Err(error) => entry.write(&returning(lease, Some(linux::chain(error)))),
     };
     first_cause(lease, outcome, noted)
+}
+
+/// Leaves the lease of a NIC that is home, as [`put_right`] does: IPAM could not be asked to take the owner's addresses back, and who asks it
+/// later, a DEL, a GC or the next ADD, knows of them by the lease.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn keep(entry: &Entry<'_>, lease: &Lease) -> Result<(), Error> {
+    entry.write(&displaced(lease, &lease.home.name))
 }
 
 fn restore_on_node(node: &mut Node, lease: &Lease) -> Result<Homecoming, ReturnError> {
@@ -192,13 +201,13 @@ fn walk_home(
         return Ok(Homecoming::Home);
     }
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
-    let mut expected = fetch_from(node, lease, &identity, open_owners(node, lease)).map_err(kernel)?;
+    let owners = open_owners(node, lease).map_err(kernel)?;
+    let mut expected = fetch_from(node, lease, &identity, owners).map_err(kernel)?;
     // What a DEL names is in general the same namespace, and not entered twice.
     if expected.is_none() {
         // What is known by its device is the same NIC in whatever namespace; what is not may only look like it.
-        let also = also
-            .and_then(|path| open_pod(node, path))
-            .filter(|(netns, _)| identity.has_a_device() || is_owners(node, lease, netns));
+        let also = also.map_or(Ok(None), |path| open_pod(node, path)).map_err(kernel)?;
+        let also = also.filter(|(netns, _)| identity.has_a_device() || is_owners(node, lease, netns));
         expected = fetch_from(node, lease, &identity, also).map_err(kernel)?;
     }
     match look_at_home(node, lease, &identity, expected.as_ref(), patience).map_err(kernel)? {
@@ -367,6 +376,7 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     let index = link.index;
     let mut faults = Vec::new();
     faults.extend(restore(node, home, &link, &name).map_err(kernel)?);
+    let without_routes = give_routes(node, home, index);
     let after = node.routes.link_by_index(index).map_err(kernel)?.ok_or_else(|| {
         // Unplugged just now: the next attempt finds it gone.
         ReturnError::Unlike {
@@ -383,6 +393,7 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     }
     let mut differences = home.differences(&after, &taken);
     differences.extend(missing(node, home, &after).map_err(kernel)?);
+    differences.extend(without_routes.iter().map(linux::Error::chain));
     if differences.is_empty() {
         return Ok(if after.name == home.name && taken.is_empty() {
             Homecoming::Home
@@ -479,20 +490,20 @@ fn restore(
     if home.up && !up {
         attempt(set(node, link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
     }
-    for address in &home.addresses {
-        match node.routes.give_address(link.index, address) {
-            Err(error) if error.is_exists() => {}
-            other => attempt(other),
-        }
-    }
-    for route in &home.routes {
-        // It is there, or another way to the same destination, which somebody chose meanwhile.
-        match node.routes.give_route(link.index, route) {
-            Err(error) if error.is_exists() => {}
-            other => attempt(other),
-        }
+    let family = |kept: &KeptAddress| kept.address().map(|address| address.ip.is_ipv4());
+    for addresses in home.addresses.chunk_by(|one, next| family(one) == family(next)) {
+        // Their order counts, since packets leave with the first of a subnet: behind one that is refused none is given.
+        let mut given = addresses.iter().map(|address| node.routes.give_address(link.index, address));
+        attempt(given.find(|given| given.as_ref().is_err_and(|error| !error.is_exists())).unwrap_or(Ok(())));
     }
     Ok(faults)
+}
+
+/// Sets the routes that a NIC had at home. Returned is what failed only for now. What is refused for good is that there is another way to the
+/// same destination, or none to the next hop: the node's routes may have changed meanwhile.
+fn give_routes(node: &mut Node, home: &Home, index: u32) -> Vec<linux::Error> {
+    let given = home.routes.iter().map(|route| node.routes.give_route(index, route));
+    given.filter_map(Result::err).filter(linux::Error::is_passing).collect()
 }
 
 /// Of the routes that a NIC had at home those that it has not, in words: another link leads there by now, or the kernel refuses. That

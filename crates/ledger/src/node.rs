@@ -201,8 +201,8 @@ fn is_other(lease: &Lease, link: &Link) -> bool {
 }
 
 /// The owner's network namespace, if it lives and is the one of then.
-pub(crate) fn open_owners(node: &Node, lease: &Lease) -> Option<(Netns, Socket)> {
-    open_pod(node, &lease.owner.netns).filter(|(netns, _)| is_owners(node, lease, netns))
+pub(crate) fn open_owners(node: &Node, lease: &Lease) -> Result<Option<(Netns, Socket)>, linux::Error> {
+    Ok(open_pod(node, &lease.owner.netns)?.filter(|(netns, _)| is_owners(node, lease, netns)))
 }
 
 /// Whether a namespace is the owner's: a path under /proc may stand for another by now, and after a reboot an inode, too.
@@ -221,11 +221,20 @@ pub fn look_into_pod(lease: &Lease, devices: &Devices, boot_id: &str) -> Option<
     Identity::of(lease, devices).ok()?.among_pod(lease, &links).cloned()
 }
 
-/// A namespace other than the node's, if `path` still is one.
-pub(crate) fn open_pod(node: &Node, path: &Path) -> Option<(Netns, Socket)> {
-    let netns = Netns::open(path).ok().filter(|netns| !netns.same(&node.netns))?;
-    let socket = netns.route_socket().ok()?;
-    Some((netns, socket))
+/// A namespace other than the node's, if `path` still is one that may be looked into.
+///
+/// # Errors
+/// Whether it is one cannot be told now. A virtual NIC that is not found anywhere counts as gone, so this must not pass for its absence.
+pub(crate) fn open_pod(node: &Node, path: &Path) -> Result<Option<(Netns, Socket)>, linux::Error> {
+    let open = || {
+        let netns = Netns::open(path)?;
+        let socket = netns.route_socket()?;
+        Ok((netns, socket))
+    };
+    match open() {
+        Err(error) if linux::Error::is_passing(&error) => Err(error),
+        opened => Ok(opened.ok().filter(|(netns, _)| !netns.same(&node.netns))),
+    }
 }
 
 #[cfg(test)]

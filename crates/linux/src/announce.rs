@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, ipproto, sockopt};
 
-use crate::Error;
+use crate::{Error, fault};
 
 const ETH_P_ARP: u16 = 0x0806;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -24,9 +24,9 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 pub fn gratuitous_arp(index: u32, mac: MacAddr, ip: Ipv4Addr) -> Result<(), Error> {
     let socket = open("packet", AddressFamily::PACKET, SocketType::DGRAM, None)?;
     let to = LinkLayer { index, protocol: ETH_P_ARP, address: [0xff; 6] };
-    rustix::net::sendto(&socket, &arp_request(mac, ip), SendFlags::empty(), &to)
-        .map(|_| ())
-        .map_err(|errno| failed(format!("gratuitous ARP for {ip} on link {index}"), errno))
+    let what = || format!("gratuitous ARP for {ip} on link {index}");
+    let send = || rustix::net::sendto(&socket, &arp_request(mac, ip), SendFlags::empty(), &to);
+    fault::step(what, |errno| errno, send).map(drop).map_err(|errno| failed(what(), errno))
 }
 
 /// Multicasts a neighbour advertisement for `ip` with the override flag to all nodes of the link.
@@ -42,7 +42,8 @@ pub fn unsolicited_advertisement(index: u32, mac: MacAddr, ip: Ipv6Addr) -> Resu
     // The source must be an address of this very link; other sources are dropped or sent elsewhere.
     rustix::net::bind(&socket, &SocketAddrV6::new(ip, 0, 0, index)).map_err(failed)?;
     let to = SocketAddrV6::new(ALL_NODES, 0, 0, index);
-    rustix::net::sendto(&socket, &advertisement(mac, ip), SendFlags::empty(), &to).map(|_| ()).map_err(failed)
+    let send = || rustix::net::sendto(&socket, &advertisement(mac, ip), SendFlags::empty(), &to);
+    fault::step(what, |errno| errno, send).map(drop).map_err(failed)
 }
 
 fn open(
@@ -51,7 +52,9 @@ fn open(
     socket: SocketType,
     protocol: Option<Protocol>,
 ) -> Result<OwnedFd, Error> {
-    rustix::net::socket_with(family, socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, protocol)
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let open = || rustix::net::socket_with(family, socket, flags, protocol);
+    fault::step(|| format!("open a {kind} socket"), |errno| errno, open)
         .map_err(|errno| Error::Socket { kind, source: errno.into() })
 }
 

@@ -164,6 +164,27 @@ impl Error {
             .any(|errno| self.errno() == Some(errno.raw_os_error()))
     }
 
+    /// A failure of the moment rather than of what was asked for: no memory, no descriptor, no answer. The same may succeed later.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        const PASSING: [Errno; 8] = [
+            Errno::NOMEM,
+            Errno::NOBUFS,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::AGAIN,
+            Errno::INTR,
+            Errno::BUSY,
+            Errno::IO,
+        ];
+        match self {
+            Error::NotNetns { .. } | Error::Malformed { .. } => false,
+            _ => {
+                self.errno().is_none_or(|errno| PASSING.iter().any(|passing| passing.raw_os_error() == errno))
+            }
+        }
+    }
+
     /// The whole chain of causes in one line, for callers that hand errors on as text.
     #[must_use]
     pub fn chain(&self) -> String {

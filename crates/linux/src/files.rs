@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::Error;
+use crate::{Error, fault};
 
 /// How often a lock that somebody holds is tried again: flock(2) has no deadline of its own.
 const RETRY_LOCK_AFTER: Duration = Duration::from_millis(5);
@@ -39,11 +39,10 @@ pub fn rewrite_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Er
 }
 
 fn replace_synced(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let failed = |step, source| Error::File { step, path: dir.join(name), source };
     let file = beside(dir, name, bytes, mode)?;
     // Before the rename: on some file systems (xfs) the name would else stand for an empty file after a loss of power.
-    file.as_file().sync_all().map_err(|source| failed("sync", source))?;
-    file.persist(dir.join(name)).map(drop).map_err(|error| failed("replace", error.error))
+    step("sync", &dir.join(name), || file.as_file().sync_all())?;
+    persist(file, &dir.join(name))
 }
 
 /// As [`replace`], but not synced: whole or absent for whoever looks, and for what is made anew after a crash anyway.
@@ -51,28 +50,33 @@ fn replace_synced(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(),
 /// # Errors
 /// [`Error::File`] with the step that failed.
 pub fn replace_unsynced(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let path = dir.join(name);
-    let failed = |error: tempfile::PersistError| Error::File {
-        step: "replace",
-        path: path.clone(),
-        source: error.error,
-    };
-    beside(dir, name, bytes, mode)?.persist(&path).map(drop).map_err(failed)
+    persist(beside(dir, name, bytes, mode)?, &dir.join(name))
+}
+
+fn persist(file: tempfile::NamedTempFile, path: &Path) -> Result<(), Error> {
+    step("replace", path, || file.persist(path).map(drop).map_err(io::Error::from))
+}
+
+/// A step on a file or folder.
+pub(crate) fn step<T>(
+    step: &'static str,
+    path: &Path,
+    work: impl FnOnce() -> io::Result<T>,
+) -> Result<T, Error> {
+    fault::step(|| format!("{step} {}", path.display()), io::Error::from, work)
+        .map_err(|source| Error::File { step, path: path.to_owned(), source })
 }
 
 /// A temporary file with this content, to become `dir/name`.
 fn beside(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<tempfile::NamedTempFile, Error> {
     let path = dir.join(name);
-    let failed = |step, path: &Path, source| Error::File { step, path: path.to_owned(), source };
-    let mut file = tempfile::Builder::new()
-        .prefix(&format!("{TEMPORARY}{name}-"))
-        .tempfile_in(dir)
-        .map_err(|source| failed("create a temporary file in", dir, source))?;
-    file.write_all(bytes).map_err(|source| failed("write", &path, source))?;
+    let prefix = format!("{TEMPORARY}{name}-");
+    let create = || tempfile::Builder::new().prefix(&prefix).tempfile_in(dir);
+    let mut file = step("create a temporary file in", dir, create)?;
+    step("write", &path, || file.write_all(bytes))?;
     // Not at creation, where the process's umask would have its say.
-    file.as_file()
-        .set_permissions(std::fs::Permissions::from_mode(mode))
-        .map_err(|source| failed("set the permissions of", &path, source))?;
+    let permissions = std::fs::Permissions::from_mode(mode);
+    step("set the permissions of", &path, || file.as_file().set_permissions(permissions))?;
     Ok(file)
 }
 
@@ -83,15 +87,14 @@ fn beside(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<tempfile::N
 /// [`Error::File`]: it cannot be opened, or not all was written.
 pub fn append(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     use rustix::fs::{Mode, OFlags};
-    let failed = |step, source| Error::File { step, path: path.to_owned(), source };
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|errno| failed("open", errno.into()))?;
-    match rustix::io::write(&file, bytes) {
-        Ok(written) if written == bytes.len() => Ok(()),
-        Ok(_) => Err(failed("write all of a line to", io::ErrorKind::WriteZero.into())),
-        Err(errno) => Err(failed("write", errno.into())),
+    let open = || Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    let file = step("open", path, open)?;
+    if step("write", path, || Ok(rustix::io::write(&file, bytes)?))? == bytes.len() {
+        return Ok(());
     }
+    let source = io::ErrorKind::WriteZero.into();
+    Err(Error::File { step: "write all of a line to", path: path.to_owned(), source })
 }
 
 /// Makes a folder, and those above it that are absent, for their owner only (0700). A folder that is there stays as it
@@ -107,11 +110,11 @@ pub fn make_folder(path: &Path) -> Result<(), Error> {
     if let Some(parent) = parent {
         make_folder(parent)?;
     }
-    match DirBuilder::new().mode(0o700).create(path) {
+    match step("create folder", path, || DirBuilder::new().mode(0o700).create(path)) {
         Ok(()) => parent.map_or(Ok(()), sync_folder),
         // Somebody else was quicker.
         Err(_) if path.is_dir() => Ok(()),
-        Err(source) => Err(Error::File { step: "create folder", path: path.to_owned(), source }),
+        Err(error) => Err(error),
     }
 }
 
@@ -123,13 +126,12 @@ pub const TEMPORARY: &str = ".tmp-";
 /// # Errors
 /// [`Error::File`] with the step that failed.
 pub fn remove_leftovers(dir: &Path, name: &str) -> Result<(), Error> {
-    let failed = |step, path: &Path, source| Error::File { step, path: path.to_owned(), source };
     let prefix = format!("{TEMPORARY}{name}-");
-    for file in std::fs::read_dir(dir).map_err(|source| failed("list", dir, source))? {
-        let file = file.map_err(|source| failed("list", dir, source))?;
+    for file in step("list", dir, || std::fs::read_dir(dir))? {
+        let file = file.map_err(|source| Error::File { step: "list", path: dir.to_owned(), source })?;
         if file.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
             let path = file.path();
-            std::fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+            step("remove", &path, || std::fs::remove_file(&path))?;
         }
     }
     Ok(())
@@ -141,19 +143,15 @@ pub fn remove_leftovers(dir: &Path, name: &str) -> Result<(), Error> {
 /// [`Error::File`] with the step that failed.
 pub fn remove_durably(dir: &Path, name: &str) -> Result<bool, Error> {
     let path = dir.join(name);
-    match std::fs::remove_file(&path) {
+    match step("remove", &path, || std::fs::remove_file(&path)) {
         Ok(()) => sync_folder(dir).map(|()| true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::File { step: "remove", path, source }),
+        Err(error) if error.is_absent() => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
 fn sync_folder(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|folder| folder.sync_all()).map_err(|source| Error::File {
-        step: "sync",
-        path: dir.to_owned(),
-        source,
-    })
+    step("sync", dir, || File::open(dir).and_then(|folder| folder.sync_all()))
 }
 
 /// An exclusive lock between processes (and threads), held until it is dropped or its process ends.
@@ -179,24 +177,21 @@ impl Lock {
     /// # Errors
     /// [`Error::Locked`] where somebody else has it all the time, [`Error::File`] where the file cannot be opened.
     pub fn acquire(path: &Path, patience: Duration) -> Result<Self, Error> {
-        let failed = |step, source| Error::File { step, path: path.to_owned(), source };
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| failed("open", source))?;
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+        let file = step("open", path, open)?;
         let deadline = Instant::now() + patience;
-        loop {
+        let lock = || loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Lock { file, path: path.to_owned() }),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    return Err(Error::Locked { path: PathBuf::from(path), after: patience });
-                }
+                Ok(()) => return Ok(true),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return Ok(false),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(RETRY_LOCK_AFTER),
-                Err(TryLockError::Error(source)) => return Err(failed("lock", source)),
+                Err(TryLockError::Error(source)) => return Err(source),
             }
+        };
+        if step("lock", path, lock)? {
+            Ok(Lock { file, path: path.to_owned() })
+        } else {
+            Err(Error::Locked { path: PathBuf::from(path), after: patience })
         }
     }
 
@@ -206,11 +201,8 @@ impl Lock {
     /// # Errors
     /// [`Error::File`], for which no kernel has a reason.
     pub fn share_with_children(&self) -> Result<(), Error> {
-        rustix::io::fcntl_setfd(&self.file, rustix::io::FdFlags::empty()).map_err(|errno| Error::File {
-            step: "share with children the lock",
-            path: self.path.clone(),
-            source: errno.into(),
-        })
+        let share = || Ok(rustix::io::fcntl_setfd(&self.file, rustix::io::FdFlags::empty())?);
+        step("share with children the lock", &self.path, share)
     }
 
     /// Keeps others from taking the lock on `path` by [`Lock::acquire`] for as long as the value lives; needs only to read the file.

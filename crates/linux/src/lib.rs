@@ -6,6 +6,7 @@
 pub mod announce;
 mod device;
 mod error;
+pub mod fault;
 pub mod files;
 mod netns;
 mod orphan;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
-use crate::Error;
+use crate::{Error, fault};
 
 /// An open network namespace. It lives at least as long as this handle.
 #[derive(Debug)]
@@ -32,10 +32,12 @@ impl Netns {
         let path = path.as_ref().to_owned();
         // A pinned namespace that was unmounted leaves an empty file, and a caller may name a FIFO, which would block.
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NONBLOCK;
-        let file = match rustix::fs::open(&path, flags, rustix::fs::Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(errno) => return Err(Error::OpenNetns { path, source: errno.into() }),
-        };
+        let open = || rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
+        let file =
+            match fault::step(|| format!("open network namespace {}", path.display()), |errno| errno, open) {
+                Ok(fd) => File::from(fd),
+                Err(errno) => return Err(Error::OpenNetns { path, source: errno.into() }),
+            };
         Self::from_file(file, path)
     }
 
@@ -102,7 +104,11 @@ impl Netns {
     /// Where `work` panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         on_a_thread(|| {
-            rustix::thread::move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+            let enter = || {
+                let kind = Some(LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(self.file.as_fd(), kind)
+            };
+            fault::step(|| "enter network namespace".to_owned(), |errno| errno, enter)
                 .map_err(|errno| Error::EnterNetns { step: "enter", source: errno.into() })?;
             Ok(work())
         })?

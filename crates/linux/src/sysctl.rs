@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use nic::IfName;
 
-use crate::{Error, Netns};
+use crate::{Error, Netns, files};
 
 /// A setting that each interface has for itself, written as `net.ipv4.conf.IFNAME.rp_filter`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,11 +68,7 @@ impl Netns {
     /// [`Error::File`]: there is none of that name, the kernel refuses the value, `/proc/sys` is read-only.
     pub fn set_sysctl(&self, sysctl: &Sysctl, interface: &IfName, value: &str) -> Result<(), Error> {
         let path = sysctl.path(interface);
-        self.run(|| std::fs::write(&path, value))?.map_err(|source| Error::File {
-            step: "write",
-            path: path.clone(),
-            source,
-        })
+        self.run(|| files::step("write", &path, || std::fs::write(&path, value)))?
     }
 }
 

@@ -86,7 +86,7 @@ impl Surroundings {
     }
 
     pub(crate) fn plugins(&self, path: &SearchPath) -> Plugins {
-        Plugins::on(path.clone()).with_deadline(self.ipam_timeout)
+        Plugins::on(path.clone()).with_deadline(self.ipam_timeout).with_before(linux::fault::before_program)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which NIC the configuration means.
 
+use std::fmt;
 use std::path::{Component, PathBuf};
 
 use cni::{Config, Error};
@@ -16,6 +17,16 @@ pub(crate) enum Selector {
     Name(String),
     /// By its MAC: `hwaddr`.
     Mac(MacAddr),
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Selector::Device(id) => id.fmt(f),
+            Selector::Name(name) => name.fmt(f),
+            Selector::Mac(mac) => mac.fmt(f),
+        }
+    }
 }
 
 /// Which NIC the configuration means. A device ID, which a meta plugin hands over for this very pod, goes before what the

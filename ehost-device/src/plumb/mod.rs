@@ -6,7 +6,7 @@
 //! 3. move and rename in one message; queues, the VLAN upon it; IPAM; sysctls, addresses, routes;
 //! 4. note in the lease that it is complete.
 //!
-//! Whatever fails in 3 or 4 is undone in reverse order, and the first cause is what the runtime hears.
+//! Whatever fails in 2 to 4 is undone in reverse order, and the first cause is what the runtime hears.
 
 mod network;
 pub(crate) mod passthrough;
@@ -50,6 +50,7 @@ struct Pod {
 /// Everything is as it was before, or the error's details say what is not.
 pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     let settings = Settings::read(&add.config)?;
+    steps.asked_for = Some(settings.selector.to_string());
     // Read before anything is changed: what cannot be passed on is an error now, not later.
     let previous = add.config.prev_result()?.unwrap_or_default();
     let mut pod = Pod::open(add)?;
@@ -85,9 +86,6 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     let tuning = Tuning::of(&mut node, &link)?;
     let retuning = tuning.plan(&settings.interface, &link)?;
     let lease = lease(&mut node, &entry, &link, &tuning, inherited, wanted)?;
-    steps.begin("lease");
-    entry.write(&lease).map_err(code::ledger)?;
-
     let mut transaction = Transaction::new(&mut node, &mut pod, &entry, &lease, &settings, add);
 
     match transaction.attach(retuning, steps) {

@@ -1,4 +1,4 @@
-//! What an ADD changes once the lease is on disk, and how that is undone.
+//! What an ADD changes, the lease on disk first, and how that is undone.
 
 use std::os::fd::AsFd;
 
@@ -40,6 +40,9 @@ impl<'a> Transaction<'a> {
 
     pub(super) fn attach(&mut self, retuning: Retuning, steps: &mut Steps) -> Result<Success, Error> {
         let (add, lease) = (self.add, self.lease);
+        steps.begin("lease");
+        // It may be on disk all the same where this fails: a folder that could not be synced.
+        self.entry.write(lease).map_err(code::ledger)?;
         steps.begin("move");
         let nic = self.hand_over()?;
         let interface = shape::shape(self.pod, &nic, &self.settings.interface, retuning, &add.if_name)?;
@@ -118,13 +121,19 @@ impl<'a> Transaction<'a> {
     /// Undoes all of it. The first cause stays the error; what could not be undone is added to its details.
     pub(super) fn undo(self, mut error: Error) -> Error {
         let Transaction { node, entry, lease, settings, add, addressed, .. } = self;
+        let mut given_back = true;
         if addressed {
             let plugins = settings.surroundings.plugins(&add.environment.path);
             if let Err(further) = plugins.ipam_del(&add.config, &add.environment) {
                 error = error.and_also("the addresses could not be given back", &further);
+                given_back = false;
             }
         }
         match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE) {
+            Ok(Homecoming::Home) if !given_back => match ledger::keep(entry, lease) {
+                Ok(()) => error,
+                Err(further) => error.and_also("no lease could be left", &code::ledger(further)),
+            },
             Ok(Homecoming::Home | Homecoming::Gone) => error,
             Ok(Homecoming::Displaced { name }) => {
                 let further = Error::new(NOT_HOME, format!("{} is home as {name}", lease.device));

@@ -66,7 +66,7 @@ fn each_call_leaves_one_line_with_the_time_of_each_step() {
     // What failed is the last step.
     assert_eq!(steps(&lines[2]).last(), Some(&"judge"));
     assert!(lines[2]["message"].as_str().unwrap().contains("already attached to pod default/testpod1"));
-    assert_eq!(steps(&lines[3]), ["prepare", "ipam", "home"]);
+    assert_eq!(steps(&lines[3]), ["prepare", "lock", "ipam", "home"]);
     assert_eq!(lines[3]["device"], "link:eth1");
 }
 

@@ -15,4 +15,5 @@ mod log;
 mod network;
 mod orphan;
 mod rich;
+mod transaction;
 mod verbs;

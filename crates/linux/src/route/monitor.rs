@@ -11,8 +11,7 @@ use rustix::net::RecvFlags;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use super::{RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, address, link};
-use crate::Error;
-use crate::wire;
+use crate::{Error, fault, wire};
 
 /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV6_RULE, _NEXTHOP.
 const LINK: u32 = 1;
@@ -92,7 +91,8 @@ impl Monitor {
     /// # Errors
     /// [`Error::Socket`].
     pub fn open(groups: Groups) -> Result<Self, Error> {
-        let socket = open(groups).map_err(|source| Error::Socket { kind: "netlink", source })?;
+        let opened = fault::step(|| "open a netlink socket".to_owned(), io::Error::from, || open(groups));
+        let socket = opened.map_err(|source| Error::Socket { kind: "netlink", source })?;
         Ok(Monitor { socket, buffer: vec![0; BUFFER], waiting: std::collections::VecDeque::new() })
     }
 

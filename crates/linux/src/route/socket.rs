@@ -12,7 +12,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use crate::wire::{
     self, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_OVERRUN, Request,
 };
-use crate::{Error, Refusal};
+use crate::{Error, Refusal, fault};
 
 /// The kernel answers while it handles the request, so this only guards against what should not happen.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -36,7 +36,8 @@ impl Socket {
     /// # Errors
     /// [`Error::Socket`] where the kernel does not give us one.
     pub fn open() -> Result<Self, Error> {
-        let (socket, port) = open().map_err(|source| Error::Socket { kind: "netlink", source })?;
+        let (socket, port) = fault::step(|| "open a netlink socket".to_owned(), io::Error::from, open)
+            .map_err(|source| Error::Socket { kind: "netlink", source })?;
         Ok(Socket { socket, port, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
@@ -81,6 +82,19 @@ impl Socket {
 
     /// One request and its whole answer. The result says whether the answer is consistent.
     fn exchange(
+        &mut self,
+        what: &impl Fn() -> String,
+        request: &Request,
+        read: impl FnMut(u16, &[u8]),
+    ) -> Result<bool, Error> {
+        let refused = |errno: Errno| {
+            let source = Refusal { errno: errno.raw_os_error(), text: None };
+            Error::Refused { what: what(), source }
+        };
+        fault::step(what, refused, || self.converse(what, request, read))
+    }
+
+    fn converse(
         &mut self,
         what: &impl Fn() -> String,
         request: &Request,
