@@ -265,8 +265,9 @@ fn attempt_all(cases: Vec<Case>, points: &BTreeMap<Run, Vec<Point>>) -> BTreeMap
 
 /// The document.
 fn table(all: &[(Run, Vec<Point>)], outcomes: &BTreeMap<Case, Outcome>) -> String {
-    let mut text =
-        HEAD.replace("KERNEL", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    // Without what a distribution adds.
+    let mut text = HEAD.replace("KERNEL", release.trim().split('-').next().unwrap());
     let row = |text: &mut String, cells: &[String]| text.push_str(&format!("| {} |\n", cells.join(" | ")));
     let title = |run: &Run| format!("{}, {}", run.verb, if run.ipam { "host-local" } else { "no IPAM" });
     let kinds =

@@ -109,10 +109,11 @@ pub(super) fn run(bed: &Bed, programs: &Programs, options: &Options, progress: &
     Ok(())
 }
 
+/// The kernel's, without what a distribution adds.
 fn release() -> Result<String> {
     let text =
         fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
-    Ok(text.trim().to_owned())
+    Ok(text.trim().split('-').next().unwrap_or_default().to_owned())
 }
 
 /// What the programs are called in the table: `host-device 1.9.1`.
