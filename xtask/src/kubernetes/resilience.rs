@@ -23,7 +23,7 @@ const PODS: &str = "kubectl get pods --all-namespaces -o json";
 const RESTARTS: &str = r#"kubectl get pods --namespace=kube-system --selector=app.kubernetes.io/component=virtdp -o jsonpath='{range .items[*].status.containerStatuses[?(@.name=="virtdp")]}{.restartCount}{"\n"}{end}'"#;
 
 /// By the manifest's strategy, the new pod is made ready before the old one is ended: both agents run for a while.
-const UPDATE: &str = r#"kubectl patch daemonset virtdp --namespace=kube-system --type=merge --patch='{"spec":{"template":{"metadata":{"annotations":{"example.com/update":"1"}}}}}'"#;
+const UPDATE: &str = "kubectl apply -k tests/kubernetes/e2e/events";
 const UPDATED: &str = "kubectl rollout status --namespace=kube-system daemonset/virtdp --watch=false";
 
 /// Address and default route go over to a bond whose only port is the management NIC. (bond0 comes by itself, with the driver.)
@@ -143,8 +143,8 @@ fn agent_killed(walk: &mut Walk<'_>, held: &Held) -> Result<()> {
 }
 
 fn agent_updated(cluster: &Cluster<'_>, walk: &mut Walk<'_>, held: &Held) -> Result<()> {
-    walk.step("virtdp is updated; the new one is ready before the old one ends");
-    walk.type_in(UPDATE)?;
+    walk.step("virtdp is updated, which turns its Events on; the new one is ready before the old one ends");
+    walk.type_in(&format!("{UPDATE}/{}", cluster.meta.name()))?;
     let begun = Instant::now();
     let (mut looks, mut wrong, mut both) = (0, 0, 0);
     let mut said = String::new();
@@ -203,6 +203,8 @@ fn nic_pulled_out(cluster: &Cluster<'_>, walk: &mut Walk<'_>, held: &Held) -> Re
     walk.note("QEMU: device_del");
     cluster.node.unplug(device)?;
     walk.amounts("2", "1")?;
+    let told = format!("kubectl get events --field-selector=involvedObject.name={}", held.pod);
+    walk.says("its pod has an Event that says so", &told, &["NicUnplugged", device])?;
     walk.says("its pod runs on", &container_of(held.pod), &[&held.container])?;
     walk.note("QEMU: device_add");
     cluster.node.plug(device)?;
