@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use cni::Error;
 use cni::delegate::Plugins;
 use cni::plugin::Gc;
-use ledger::Lease;
+use ledger::{Entry, Lease};
 
 use super::{bring_home, give_back, leases, lock, stands};
 use crate::code;
@@ -50,12 +50,24 @@ fn stale_leases(gc: &Gc, surroundings: &Surroundings, plugins: &Plugins) -> Vec<
         match locked {
             Ok(Some((entry, lease))) => {
                 // An IPAM plugin older than 1.1.0 knows no GC.
-                outcomes.push(give_back(plugins, &gc.config, &gc.environment, &lease));
-                outcomes.push(bring_home(&mut node, &entry, &lease, None));
+                let given_back = give_back(plugins, &gc.config, &gc.environment, &lease);
+                let home = bring_home(&mut node, &entry, &lease, None);
+                if given_back.is_err() {
+                    outcomes.push(keep(&entry, &lease));
+                }
+                outcomes.extend([given_back, home]);
             }
             Ok(None) => {}
             Err(error) => outcomes.push(Err(error)),
         }
     }
     outcomes
+}
+
+/// Leaves a lease where none is left: by it the next GC, or whoever wants the NIC, knows of the addresses.
+fn keep(entry: &Entry<'_>, lease: &Lease) -> Result<(), Error> {
+    match entry.read().map_err(code::ledger)? {
+        Some(_) => Ok(()),
+        None => ledger::keep(entry, lease).map_err(code::ledger),
+    }
 }

@@ -15,10 +15,11 @@ use ledger::{Entry, Homecoming, Lease, Ledger, Node};
 use nic::DeviceId;
 
 use crate::code;
-use crate::config::Surroundings;
+use crate::config::{Surroundings, selector};
 use crate::log::Steps;
 use crate::owner;
 use crate::plumb::ARRIVAL_PATIENCE;
+use crate::select;
 
 pub(crate) use gc::gc;
 
@@ -49,6 +50,16 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
             Err(error) => errors.push(error),
         }
     }
+    // An ADD that has just begun has no lease yet.
+    let mut waited = None;
+    if devices.is_empty()
+        && let Some(entry) = named(ledger, del).and_then(|device| lock(&surroundings, &device).ok())
+    {
+        match stands(&entry, mine) {
+            Ok(Some(_)) => held.push(entry),
+            _ => waited = Some(entry),
+        }
+    }
     // Before the NIC leaves, because some IPAM plugins (dhcp) say good-bye through the interface; and always: with the namespace gone,
     // without a lease, for a container that was never attached.
     steps.begin("ipam");
@@ -64,7 +75,8 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
     steps.begin("home");
     match owner::node(ledger) {
         Ok(mut node) => {
-            if devices.is_empty() {
+            drop(waited);
+            if devices.is_empty() && held.is_empty() {
                 errors.extend(rescue::without_lease(&mut node, ledger, del).err());
             }
             for entry in held {
@@ -77,6 +89,13 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
         Err(error) => errors.push(code::io("look at the node's network")(error)),
     }
     Error::all(std::iter::once(given_back).chain(errors.into_iter().map(Err)))
+}
+
+/// The device that an ADD with this configuration takes.
+fn named(ledger: &Ledger, del: &Del) -> Option<DeviceId> {
+    let selector = selector(&del.config).ok()?;
+    let mut node = owner::node(ledger).ok()?;
+    select::choose(&mut node, ledger, &selector).ok().map(|chosen| chosen.id)
 }
 
 /// All leases; those that cannot be read are told of.

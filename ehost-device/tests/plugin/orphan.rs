@@ -62,14 +62,16 @@ impl Slow {
 
     /// Lets the plugin go on when `program`, a DEL or GC, waits for the device's lock, or has done all without it.
     fn go_on_before(&self, program: &mut Child) {
-        let lock = self.bench.state().join("locks/link:eth1");
-        let descriptors = format!("/proc/{}/fd", program.id());
-        let opened = || {
-            let descriptors = std::fs::read_dir(&descriptors).into_iter().flatten().flatten();
-            descriptors.filter_map(|file| file.path().read_link().ok()).any(|file| file == lock)
-        };
-        until("the lock is waited for", || opened() || program.try_wait().unwrap().is_some());
+        until("the lock is waited for", || self.opened(program) || program.try_wait().unwrap().is_some());
         std::fs::write(self.file("go"), "go\n").unwrap();
+    }
+
+    /// Whether a program has the file of the NIC's lock open.
+    fn opened(&self, program: &Child) -> bool {
+        let lock = self.bench.state().join("locks/link:eth1");
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", program.id()));
+        let mut files = descriptors.into_iter().flatten().flatten();
+        files.any(|file| file.path().read_link().is_ok_and(|file| file == lock))
     }
 
     fn assert_whole(&self, before: &Value) {
@@ -108,6 +110,23 @@ fn a_del_during_an_add_gives_back_the_address_that_the_add_gets() {
     }
 }
 
+/// An ADD takes the NIC's lock before it writes the lease.
+#[test]
+fn a_del_during_an_add_that_has_no_lease_yet_waits_all_the_same() {
+    let slow = Slow::new("", json!({}));
+    let before = slow.bench.portrait();
+    let locks = slow.bench.state().join("locks");
+    std::fs::create_dir_all(&locks).unwrap();
+    let add = linux::files::Lock::acquire(&locks.join("link:eth1"), PATIENCE).unwrap();
+    let mut end = slow.bench.start("DEL", &slow.config);
+    std::fs::write(slow.file("address"), "one").unwrap();
+    until("the lock is waited for", || slow.opened(&end));
+    assert!(end.try_wait().unwrap().is_none() && slow.file("address").exists(), "it did not wait");
+    drop(add);
+    Bench::hear(end).expect();
+    slow.assert_whole(&before);
+}
+
 #[test]
 fn a_del_after_a_killed_add_waits_for_the_ipam_plugin_that_goes_on() {
     for verb in ["DEL", "GC"] {
@@ -124,7 +143,7 @@ fn a_del_after_a_killed_add_waits_for_the_ipam_plugin_that_goes_on() {
 
 #[test]
 fn an_ipam_plugin_that_hangs_after_its_add_was_killed_is_ended_by_the_del() {
-    let slow = Slow::new("kill -9 $PPID", json!({"ipamTimeout": 1}));
+    let slow = Slow::new("kill -9 $PPID", json!({"ipamTimeout": 5}));
     let before = slow.bench.portrait();
     assert!(!slow.bench.run("ADD", &slow.config).ok);
     let plugin = slow.at_work();
