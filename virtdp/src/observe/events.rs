@@ -49,7 +49,8 @@ pub(crate) async fn tell(
                 }
                 // While the node cannot be read, nothing is known that could be told.
                 if let Sight::Clear(survey) = &*sight.borrow_and_update() {
-                    held = held_by_pods(survey);
+                    let before = std::mem::replace(&mut held, held_by_pods(survey));
+                    told::stay_unplugged(&before, &mut held);
                 }
             }
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}

@@ -31,6 +31,17 @@ pub(super) enum Condition {
     Ill(String),
 }
 
+/// The interface that a pod had ended with the device that was unplugged: what is plugged in there later is no NIC of the pod's, however
+/// well it is.
+pub(super) fn stay_unplugged(before: &BTreeMap<DeviceId, Held>, held: &mut BTreeMap<DeviceId, Held>) {
+    for (device, held) in held {
+        let was = before.get(device).filter(|before| before.pod == held.pod);
+        if was.is_some_and(|before| before.condition == Condition::Unplugged) {
+            held.condition = Condition::Unplugged;
+        }
+    }
+}
+
 /// Something to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Notice {
@@ -144,6 +155,19 @@ mod tests {
         assert_eq!(told.next(&held("a", ill())), None);
         let second = told.take(&held("a", Condition::Unplugged), now + PAUSE);
         assert_eq!((second.len(), second[0].number), (1, 1));
+    }
+
+    #[test]
+    fn a_nic_that_was_unplugged_never_comes_back_to_its_pod() {
+        for (pod, before, after) in [
+            ("a", Condition::Unplugged, Condition::Unplugged),
+            ("a", ill(), Condition::Well),
+            ("b", Condition::Unplugged, Condition::Well),
+        ] {
+            let mut now = held("a", Condition::Well);
+            stay_unplugged(&held(pod, before), &mut now);
+            assert_eq!(now, held("a", after));
+        }
     }
 
     #[test]
