@@ -61,17 +61,25 @@ pub fn run(command: &mut Command, stdin: &[u8], kill: Option<(usize, Side)>) -> 
         command.pre_exec(|| ptrace(libc::PTRACE_TRACEME, 0, 0, 0).map(drop));
     }
     // A tracer is a thread: with its end whatever is still traced goes on by itself.
-    let (points, code) = std::thread::scope(|scope| {
+    let (points, code, at_work) = std::thread::scope(|scope| {
         let tracer = scope.spawn(|| {
             let program = pid_t::try_from(command.spawn().unwrap().id()).unwrap();
             let tracees = BTreeMap::new();
             let mut tracer =
                 Tracer { program, kill, ended: None, killed: false, points: Vec::new(), tracees };
             tracer.follow();
-            (tracer.points, tracer.ended.unwrap())
+            (tracer.points, tracer.ended.unwrap(), tracer.tracees)
         });
         tracer.join().unwrap()
     });
+    // A thread that such a program was starting when its tracer ended has a SIGSTOP to come, which nobody keeps from it any more.
+    for pid in at_work.into_keys() {
+        // SAFETY: kill(2) takes two numbers.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::kill(pid, libc::SIGCONT)
+        };
+    }
     Traced { points, code, stdout: text(&mut output), stderr: text(&mut errors) }
 }
 
