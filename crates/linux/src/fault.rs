@@ -1,4 +1,4 @@
-//! Steps that can be made to fail, each by itself: whatever this crate asks of the kernel and writes to disk passes through [`step`].
+//! Steps that can be made to fail, each by itself: whatever this crate asks of the kernel and writes to disk passes through `step`.
 //!
 //! Only tests have the feature `faults`; without it a step is what it does and nothing else. With it, `VIRTNET_FAULT` says which steps fail,
 //! with EIO: `7` is the seventh, which is not done; `7 done` the seventh, which is done all the same, as when the kernel cannot tell its answer,
