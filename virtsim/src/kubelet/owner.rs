@@ -145,7 +145,17 @@ impl Owner {
             let _ = reply.send(work(state));
         });
         self.jobs.send(job).await.map_err(|_| Stopped)?;
-        answer.await.map_err(|_| Stopped)
+        answer_of(&self.jobs, answer).await.ok_or(Stopped)
+    }
+}
+
+/// The answer to what was sent to `to`; none if nobody reads it any more. What is sent in the moment in which the receiver goes stays in
+/// the channel, and with it the way for the answer, for as long as there is a sender: whoever waits must look at both.
+pub(super) async fn answer_of<M, T>(to: &mpsc::Sender<M>, answer: oneshot::Receiver<T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        answer = answer => answer.ok(),
+        () = to.closed() => None,
     }
 }
 
@@ -204,5 +214,20 @@ fn write(checkpoint: &std::path::Path, state: &State) {
         linux::files::write_atomically(folder, name, &state.devices.to_checkpoint().to_bytes())
     {
         warn!(error = chain(&error), "the checkpoint is not up to date");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_sent_while_the_receiver_goes_is_not_waited_for() {
+        let (to, receiver) = mpsc::channel(1);
+        let permit = to.reserve().await.unwrap();
+        drop(receiver);
+        let (reply, answer) = oneshot::channel::<()>();
+        permit.send(reply);
+        assert_eq!(answer_of(&to, answer).await, None);
     }
 }

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use super::admission::{Applicant, admit_in_order, container_options};
 use super::checkpoint::Data;
 use super::devices::Devices;
-use super::owner::{Owner, State, own};
+use super::owner::{Owner, State, answer_of, own};
 use super::plugin::Reception;
 use super::pod_resources::{PodResourcesService, RateLimit};
 use super::registration::RegistrationService;
@@ -138,7 +138,7 @@ impl Kubelet {
         let handle = self.handle()?;
         let applicant = Applicant { pod, containers, reply };
         handle.applicants.send(applicant).await.map_err(|_| AdmissionError::Stopped)?;
-        answer.await.map_err(|_| AdmissionError::Stopped)?
+        answer_of(&handle.applicants, answer).await.ok_or(AdmissionError::Stopped)?
     }
 
     /// What a container is given, to be asked before each of its starts: PreStartContainer is called where the plugin
