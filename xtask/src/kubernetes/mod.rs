@@ -149,8 +149,14 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let walks = [vec![Part::Walkthrough], vec![Part::Resilience, Part::Plumbing]].into_iter();
     let walks = walks.map(|parts| parts.into_iter().filter(|part| wants(*part)).collect::<Vec<_>>());
     let walks = walks.filter(|parts| !parts.is_empty());
-    let walks: Vec<_> =
+    let mut walks: Vec<_> =
         walks.flat_map(|parts| metas.iter().map(move |meta| (parts.clone(), *meta))).collect();
+    if options.only.is_none() {
+        // What it does to the node is the same with both, and the whole takes long enough.
+        walks.iter_mut().filter(|(_, meta)| *meta == Meta::Multus).for_each(|(parts, _)| {
+            parts.retain(|part| *part != Part::Plumbing);
+        });
+    }
     for (at, (parts, meta)) in walks.iter().enumerate() {
         let keep = options.keep && at + 1 == walks.len();
         let logs = workshop.logs_of(parts, *meta);
