@@ -4,14 +4,13 @@ use serde_json::{Value, json};
 
 /// From `ip -d -j addr show` and `ip -d -j route show table all`: links (with alternative names, MAC, MTU, state), addresses, routes.
 ///
-/// Times to live, the second in which the kernel asks whether an address is unique, what follows the state of a link a moment later, and the
-/// order in which the kernel lists things are left out.
+/// Times to live, what follows the state of a link a moment later, and the order in which the kernel lists things are left out.
 #[must_use]
 pub fn snapshot(mut links: Value, mut routes: Value) -> Value {
     for link in links.as_array_mut().into_iter().flatten() {
         if let Some(addresses) = link.get_mut("addr_info").and_then(Value::as_array_mut) {
             for address in addresses.iter_mut() {
-                leave_out(address, &["valid_life_time", "preferred_life_time", "tentative"]);
+                leave_out(address, &["valid_life_time", "preferred_life_time"]);
             }
             addresses.sort_by_cached_key(Value::to_string);
         }
@@ -63,7 +62,7 @@ mod tests {
     fn only_what_comes_by_itself_is_left_out() {
         let link = |mtu: u32, state: &str, flags: &[&str], life: u32| {
             json!([{"ifname": "eth1", "mtu": mtu, "operstate": state, "flags": flags,
-                "addr_info": [{"local": "10.0.0.1", "valid_life_time": life, "tentative": life > 8}]}])
+                "addr_info": [{"local": "10.0.0.1", "valid_life_time": life}]}])
         };
         let routes = json!([{"dst": "b", "expires": 5}, {"dst": "a"}]);
         let before = snapshot(link(1500, "DOWN", &["UP", "NO-CARRIER"], 9), routes);
