@@ -251,8 +251,8 @@ impl Node {
     }
 
     /// As [`Node::snapshot`], once nothing comes by itself any more: IPv6 link-local addresses come and go with the state of a link, a moment
-    /// after it; what the administrator set does not. So each link that is up must have its own before anything is compared; a link in a
-    /// bond or a bridge has none.
+    /// after it; what the administrator set does not, but the kernel asks for a second whether an address is unique, and has no route to it so
+    /// long. So each link that is up must have its own, and have asked, before anything is compared; a link in a bond or a bridge has none.
     ///
     /// # Panics
     /// When it does not settle within 10 s.
@@ -262,12 +262,14 @@ impl Node {
             "for i in $(seq 100); do
                missing=
                for link in $(ip -j link show up nomaster | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do
-                 [ $link = lo ] || ip -6 -o addr show dev $link scope link -tentative | grep -q . || missing=\"$missing $link\"
+                 [ $link = lo ] && continue
+                 ip -6 -o addr show dev $link scope link -tentative | grep -q . || missing=\"$missing $link\"
+                 [ -z \"$(ip -6 -o addr show dev $link tentative)\" ] || missing=\"$missing $link\"
                done
                [ \"$missing\" ] || exit 0
                sleep 0.1
              done
-             echo no link-local address on$missing >&2; exit 1",
+             echo no link-local address on, or still asking about one of:$missing >&2; exit 1",
         );
         self.snapshot()
     }
