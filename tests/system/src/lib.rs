@@ -269,7 +269,7 @@ impl Node {
                [ \"$missing\" ] || exit 0
                sleep 0.1
              done
-             echo no link-local address on, or still asking about one of:$missing >&2; exit 1",
+             echo addresses do not settle on$missing >&2; exit 1",
         );
         self.snapshot()
     }
