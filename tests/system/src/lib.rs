@@ -258,8 +258,7 @@ impl Node {
     /// When it does not settle within 10 s.
     #[must_use]
     pub fn settled(&self) -> Value {
-        self.sh(
-            "for i in $(seq 100); do
+        self.sh("for i in $(seq 100); do
                missing=
                for link in $(ip -j link show up nomaster | grep -o '\"ifname\":\"[^\"]*' | cut -d'\"' -f4); do
                  [ $link = lo ] && continue
@@ -269,8 +268,7 @@ impl Node {
                [ \"$missing\" ] || exit 0
                sleep 0.1
              done
-             echo addresses do not settle on$missing >&2; exit 1",
-        );
+             echo addresses do not settle on$missing >&2; exit 1");
         self.snapshot()
     }
 
