@@ -15,11 +15,15 @@ use crate::demo::look::Home;
 use crate::demo::screen::Screen;
 use crate::demo::walkthrough::{Place, Walk};
 
-/// Resident memory of the agent: highest, now, and the part that is its own.
-const MEMORY_OF_VIRTDP: &str = r#"for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline)" = 'virtdp --logtostderr ' ] && grep -E 'VmHWM|VmRSS|RssAnon' $p/status; done; true"#;
-
 const ROLLED_OUT: &str = "kubectl rollout status --namespace=kube-system daemonset/virtdp --timeout=120s";
 const INSTALLED: &str = "kubectl logs --namespace=kube-system daemonset/virtdp --container=install";
+
+/// Lines of the agent's /proc/PID/status.
+fn status_of_virtdp(lines: &str) -> String {
+    format!(
+        r#"for p in /proc/[0-9]*; do [ "$(tr '\0' ' ' <$p/cmdline)" = 'virtdp --logtostderr ' ] && grep -E '{lines}' $p/status; done; true"#
+    )
+}
 
 /// Sends a signal to the processes of the node whose command lines begin so.
 pub(super) fn signal(signal: &str, beginning: &str) -> String {
@@ -45,7 +49,11 @@ impl Cluster<'_> {
         walk.type_in("kubectl get nodes -o wide")?;
         walk.type_in("ls /etc/cni/net.d")?;
         walk.start_virtdp()?;
-        walk.type_in(MEMORY_OF_VIRTDP)?;
+        // Highest, now, and the part that is its own.
+        walk.type_in(&status_of_virtdp("VmHWM|VmRSS|RssAnon"))?;
+        let filter = status_of_virtdp("Seccomp:");
+        // SECCOMP_MODE_FILTER
+        walk.says("virtdp runs under the runtime's seccomp filter", &filter, &["Seccomp:\t2"])?;
         walk.step("Define the network");
         walk.type_in(
             "kubectl wait --for=condition=Established crd/network-attachment-definitions.k8s.cni.cncf.io",
