@@ -9,7 +9,7 @@ use kubelet_api::deviceplugin::{
 };
 
 use crate::kubelet::{Kubelet, Plugin};
-use crate::stage::{Stage, UPLINK};
+use crate::stage::{Agent, Stage, UPLINK};
 
 const FIRST: &str = "0000:00:09.0";
 const SECOND: &str = "0000:00:0a.0";
@@ -21,6 +21,16 @@ fn many() -> Vec<String> {
     (0..MANY).map(|number| format!("{number:04x}:ff:1f.7")).collect()
 }
 
+/// A node whose agent offers both NICs.
+async fn node() -> (Stage, Kubelet, Agent, Plugin) {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    plugin.lists(&BOTH).await;
+    (stage, kubelet, agent, plugin)
+}
+
 /// It gives a NIC away as ever.
 async fn works(plugin: &mut Plugin) {
     let answer = plugin.allocate(&[&[FIRST]]).await.unwrap();
@@ -29,11 +39,7 @@ async fn works(plugin: &mut Plugin) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_that_are_none_are_refused_in_a_few_words_and_nothing_is_given() {
-    let stage = Stage::with_spares(&[FIRST, SECOND]);
-    let mut kubelet = Kubelet::start(stage.kubelet_dir());
-    let mut agent = stage.start();
-    let mut plugin = kubelet.plugin().await;
-    plugin.lists(&BOTH).await;
+    let (stage, _kubelet, mut agent, mut plugin) = node().await;
     let (sixty_four, long) = ("x".repeat(64), "0000:00:0a.0".repeat(100_000));
     let (all, far_too_many) = (many(), vec![long.clone(); 4]);
     let texts = |ids: &'static [&'static str]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -64,11 +70,7 @@ async fn ids_that_are_none_are_refused_in_a_few_words_and_nothing_is_given() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_for_nothing_and_for_the_same_twice_are_answered() {
-    let stage = Stage::with_spares(&[FIRST, SECOND]);
-    let mut kubelet = Kubelet::start(stage.kubelet_dir());
-    let _agent = stage.start();
-    let mut plugin = kubelet.plugin().await;
-    plugin.lists(&BOTH).await;
+    let (_stage, _kubelet, _agent, mut plugin) = node().await;
     assert_eq!(plugin.allocate(&[]).await.unwrap().container_responses, []);
     let nothing = plugin.allocate(&[&[]]).await.unwrap().container_responses.remove(0);
     assert!(nothing.devices.is_empty() && nothing.cdi_devices.is_empty());
@@ -83,11 +85,7 @@ async fn requests_for_nothing_and_for_the_same_twice_are_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preference_is_never_an_error_since_that_would_fail_the_pod() {
-    let stage = Stage::with_spares(&[FIRST, SECOND]);
-    let mut kubelet = Kubelet::start(stage.kubelet_dir());
-    let _agent = stage.start();
-    let mut plugin = kubelet.plugin().await;
-    plugin.lists(&BOTH).await;
+    let (_stage, _kubelet, _agent, mut plugin) = node().await;
     let ask = |available: &[&str], must: &[&str], size| ContainerPreferredAllocationRequest {
         available_device_ids: available.iter().map(ToString::to_string).collect(),
         must_include_device_ids: must.iter().map(ToString::to_string).collect(),
@@ -124,11 +122,7 @@ async fn a_preference_is_never_an_error_since_that_would_fail_the_pod() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_call_and_streams_that_nobody_reads_are_in_nobodys_way() {
-    let stage = Stage::with_spares(&[FIRST, SECOND]);
-    let mut kubelet = Kubelet::start(stage.kubelet_dir());
-    let mut agent = stage.start();
-    let mut plugin = kubelet.plugin().await;
-    plugin.lists(&BOTH).await;
+    let (stage, mut kubelet, mut agent, mut plugin) = node().await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     // A frame that is longer than it says, one of an unknown kind, headers that are no HPACK; and nothing more.
     let frames: [&[u8]; 4] = [
