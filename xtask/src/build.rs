@@ -275,3 +275,20 @@ fn install(from: &Path, to: &Path) -> Result<u64> {
     }
     Ok(u64::try_from(contents.len())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_whose_steps_can_be_made_to_fail_is_known_by_the_variable() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        for (contents, faults) in
+            [(&b"\x7fELF\0VVIRTNET_FAULT\0"[..], true), (b"\x7fELF VIRTNET_LIBRARIES V", false), (b"", false)]
+        {
+            fs::write(&program, contents).unwrap();
+            assert_eq!(has_faults(&program).unwrap(), faults);
+        }
+    }
+}
