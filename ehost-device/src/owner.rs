@@ -134,6 +134,7 @@ mod tests {
                 channels: None,
                 rings: None,
                 offloads: None,
+                settings: std::collections::BTreeMap::new(),
                 addresses: Vec::new(),
                 routes: Vec::new(),
             },

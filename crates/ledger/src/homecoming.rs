@@ -375,8 +375,9 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     let name = home_name(node, home, Some(link.index)).map_err(kernel)?;
     let index = link.index;
     let mut faults = Vec::new();
-    faults.extend(restore(node, home, &link, &name).map_err(kernel)?);
-    let without_routes = give_routes(node, home, index);
+    let mut unsettled = Vec::new();
+    faults.extend(restore(node, home, &link, &name, &mut unsettled).map_err(kernel)?);
+    unsettled.extend(give_routes(node, home, index));
     let after = node.routes.link_by_index(index).map_err(kernel)?.ok_or_else(|| {
         // Unplugged just now: the next attempt finds it gone.
         ReturnError::Unlike {
@@ -393,7 +394,7 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     }
     let mut differences = home.differences(&after, &taken);
     differences.extend(missing(node, home, &after).map_err(kernel)?);
-    differences.extend(without_routes.iter().map(linux::Error::chain));
+    differences.extend(unsettled.iter().map(linux::Error::chain));
     if differences.is_empty() {
         return Ok(if after.name == home.name && taken.is_empty() {
             Homecoming::Home
@@ -429,12 +430,13 @@ fn missing(node: &mut Node, home: &Home, link: &Link) -> Result<Vec<String>, lin
 }
 
 /// Sets right whatever differs. A step that is refused does not keep the others from being tried; what is refused is
-/// returned for the message, and judged by what is read back.
+/// returned for the message, and judged by what is read back; but of the settings, `unsettled` is what failed only for now.
 fn restore(
     node: &mut Node,
     home: &Home,
     link: &Link,
     name: &IfName,
+    unsettled: &mut Vec<linux::Error>,
 ) -> Result<Vec<linux::Error>, linux::Error> {
     let mut faults = Vec::new();
     let mut up = link.up;
@@ -487,6 +489,8 @@ fn restore(
         attempt(set(node, link.index, LinkChange { master: Some(master.index), ..LinkChange::default() }));
     }
     tuning::restore(node, home, link.index)?.into_iter().for_each(|error| attempt(Err(error)));
+    // Before it is up, when the kernel makes addresses and asks routers, or does not.
+    unsettled.extend(tuning::restore_settings(node, home, link.index)?);
     if home.up && !up {
         attempt(set(node, link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
     }
@@ -506,19 +510,21 @@ fn give_routes(node: &mut Node, home: &Home, index: u32) -> Vec<linux::Error> {
     given.filter_map(Result::err).filter(linux::Error::is_passing).collect()
 }
 
-/// Of the routes that a NIC had at home those that it has not, in words: another link leads there by now, or the kernel refuses. That
-/// does not keep it from being home, since the routes of a node may change while a NIC is away.
+/// What a NIC had at home and has not, in words: routes, where another link leads there by now, and settings, where the kernel refuses. That
+/// does not keep it from being home, since both may change while a NIC is away.
 ///
 /// # Errors
 /// The kernel does not answer.
-pub fn lost_routes(node: &mut Node, home: &Home) -> Result<Vec<String>, linux::Error> {
-    if home.routes.is_empty() {
-        return Ok(Vec::new());
-    }
+pub fn lost(node: &mut Node, home: &Home) -> Result<Vec<String>, linux::Error> {
     let Some(link) = node.routes.link_by_name(home.name.as_str())? else { return Ok(Vec::new()) };
-    let now = node.routes.kept_routes(link.index)?;
-    let lost = home.routes.iter().filter(|then| !now.contains(then));
-    Ok(lost.map(|route| format!("{route:?}")).collect())
+    let mut words = tuning::lost_settings(node, home, link.index)?;
+    if !home.routes.is_empty() {
+        let now = node.routes.kept_routes(link.index)?;
+        words.extend(home.routes.iter().filter(|then| !now.contains(then)).map(|route| {
+            format!("its route to {route:?}: there is another one, or its next hop is out of reach")
+        }));
+    }
+    Ok(words)
 }
 
 fn set(node: &mut Node, index: u32, change: LinkChange<'_>) -> Result<(), linux::Error> {

@@ -1,5 +1,6 @@
 //! One lease, and the stages of its life.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use linux::route::{KeptAddress, KeptRoute};
@@ -62,10 +63,14 @@ pub struct Home {
     /// Which offloads were wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offloads: Option<Offloads>,
+    /// What was set of it in numbers ([`linux::route::Socket::settings`]), but for sysctls that were as those of any new interface; none in
+    /// leases that were written before that was noted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, i64>,
     /// The XDP programs that the node had put on it. They go with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub xdp: Vec<u32>,
-    /// Its addresses but link-local ones, which the kernel makes itself, and those that expire, which whoever asked for
+    /// Its addresses but link-local ones where the kernel makes them itself, and those that expire, which whoever asked for
     /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<KeptAddress>,
@@ -186,8 +191,8 @@ impl Lease {
 }
 
 impl Home {
-    /// A snapshot of a link with its addresses. `master` is the name of the link's master. Queues, rings, offloads and
-    /// routes are not in it.
+    /// A snapshot of a link with its addresses. `master` is the name of the link's master. Queues, rings, offloads, settings
+    /// and routes are not in it.
     #[must_use]
     pub fn of(link: &Link, addresses: Vec<KeptAddress>, master: Option<IfName>) -> Home {
         Home {
@@ -205,6 +210,7 @@ impl Home {
             channels: None,
             rings: None,
             offloads: None,
+            settings: BTreeMap::new(),
             addresses,
             routes: Vec::new(),
         }

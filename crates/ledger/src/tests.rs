@@ -22,6 +22,7 @@ pub(crate) fn lease(device: &str) -> Lease {
             channels: None,
             rings: None,
             offloads: None,
+            settings: std::collections::BTreeMap::new(),
             addresses: vec!["021800000000000008000200c0000201".to_owned().try_into().unwrap()],
             routes: vec!["02180000fe03fd010000000008000100c6336400".to_owned().try_into().unwrap()],
         },

@@ -55,6 +55,13 @@ impl Sysctl {
         Sysctl { family: "ipv6", table: "conf", name: "disable_ipv6".to_owned() }
     }
 
+    /// What an interface gets that appears now in the network namespace of the calling thread, if that is a number.
+    #[must_use]
+    pub fn of_new_interfaces(&self) -> Option<i64> {
+        let file = self.path(&"default".parse().ok()?);
+        std::fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
     fn path(&self, interface: &IfName) -> PathBuf {
         // Each is one plain component: neither can hold a slash.
         ["/proc/sys/net", self.family, self.table, interface.as_str(), &self.name].iter().collect()

@@ -18,8 +18,8 @@ use std::time::Duration;
 use cni::plugin::Add;
 use cni::{Code, Error, Success};
 use ledger::{Entry, Home, Homecoming, Lease, Node, Owner, Stage};
-use linux::Netns;
 use linux::route::Socket;
+use linux::{Netns, Sysctl};
 use nic::{DeviceId, IfName, Link};
 
 use crate::allocation;
@@ -232,7 +232,15 @@ fn lease(
                 }
                 None => None,
             };
+            let settings =
+                node.routes.settings(link.index).map_err(code::io("look at the NIC's settings"))?;
+            // What all interfaces have is not its own: that may change while it is away.
+            let is_its_own = |name: &str, value| {
+                name.parse::<Sysctl>().map_or(true, |sysctl| sysctl.of_new_interfaces() != Some(value))
+            };
+            let settings = settings.unwrap_or_default().into_iter();
             Home {
+                settings: settings.filter(|(name, value)| is_its_own(name, *value)).collect(),
                 channels: tuning.channels.map(|channels| channels.now),
                 rings: tuning.rings.map(|rings| rings.now),
                 offloads: node.routes.offloads(&link.name).map_err(code::io("look at the NIC's offloads"))?,

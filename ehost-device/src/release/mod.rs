@@ -133,7 +133,7 @@ fn stands(entry: &Entry<'_>, is_meant: impl Fn(&Lease) -> bool) -> Result<Option
 fn bring_home(node: &mut Node, entry: &Entry<'_>, lease: &Lease, netns: Option<&Path>) -> Result<(), Error> {
     let device = &lease.device;
     match ledger::bring_home(node, entry, lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
-        Homecoming::Home => tell_lost_routes(node, lease)?,
+        Homecoming::Home => tell_lost(node, lease)?,
         Homecoming::Gone => cni::tell!("ehost-device: device {device} exists no more; its lease is closed"),
         Homecoming::Displaced { name } => cni::tell!(
             "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \
@@ -170,15 +170,11 @@ pub(crate) fn give_back(
     plugins.ipam_del(config, &del)
 }
 
-/// The node's routes may have changed meanwhile, so what is not there again is no failure.
-fn tell_lost_routes(node: &mut Node, lease: &Lease) -> Result<(), Error> {
+/// The node may have changed meanwhile, so what is not there again is no failure.
+fn tell_lost(node: &mut Node, lease: &Lease) -> Result<(), Error> {
     let Lease { device, home, .. } = lease;
-    for route in ledger::lost_routes(node, home).map_err(code::io("read the node's routes"))? {
-        cni::tell!(
-            "ehost-device: WARNING: device {device} is home as {}, without its route to {route}: there is another one, or its next \
-             hop is out of reach",
-            home.name
-        );
+    for lost in ledger::lost(node, home).map_err(code::io("look at the NIC at home"))? {
+        cni::tell!("ehost-device: WARNING: device {device} is home as {}, without {lost}", home.name);
     }
     Ok(())
 }

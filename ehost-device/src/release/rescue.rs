@@ -42,21 +42,11 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
         boot_id: linux::boot_id().map_err(code::io("read the boot ID"))?,
         home: Home {
             name,
-            index: link.index,
-            alt_names: link.alt_names.clone(),
-            alias: link.alias.clone(),
             mac: link.permanent_mac.or(link.mac),
-            mtu: link.mtu,
-            tx_queue_len: link.tx_queue_len,
             up: false,
             flags: Link::MULTICAST,
-            master: None,
             xdp: Vec::new(),
-            channels: None,
-            rings: None,
-            offloads: None,
-            addresses: Vec::new(),
-            routes: Vec::new(),
+            ..Home::of(&link, Vec::new(), None)
         },
         owner: Owner {
             container_id: del.container_id.as_str().to_owned(),

@@ -74,6 +74,7 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
     bench.in_pod("link set net1 down");
     bench.in_pod("link set net1 name mine address 02:00:00:00:00:99 mtu 1200 txqueuelen 5 promisc on");
     bench.in_pod("link set mine alias theirs multicast off arp off allmulticast on");
+    bench.in_pod("link set mine group 42 gso_max_size 20000 gso_max_segs 7 gro_max_size 20000");
     bench.in_pod("link property del dev mine altname enp0s10");
     bench.in_pod("link property add dev mine altname eth1 altname another");
     bench.in_pod("link add br0 type bridge");
@@ -89,6 +90,28 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
     bench.run("DEL", &config).expect();
     assert_eq!(bench.portrait(), before);
     assert!(!bench.lease().exists());
+}
+
+#[test]
+fn sysctls_of_the_nic_come_home_with_it_before_it_is_up() {
+    let bench = Bench::new();
+    let quiet = |name: &str, value: &str| {
+        let path = format!("/proc/sys/net/{}", name.replace("IFNAME", "eth1"));
+        bench.node.run(|| std::fs::write(path, value)).unwrap().unwrap();
+    };
+    quiet("ipv6/conf/IFNAME/addr_gen_mode", "1");
+    quiet("ipv6/conf/IFNAME/accept_ra", "0");
+    quiet("ipv4/conf/IFNAME/rp_filter", "2");
+    bench.on_node("-6 addr flush dev eth1");
+    let index = bench.node_link("eth1").unwrap().index;
+    let settings = || routes(&bench.node).settings(index).unwrap().unwrap();
+    let (before, portrait) = (settings(), bench.portrait());
+    let config = bench.config(json!({"sysctl": {"net.ipv4.conf.IFNAME.arp_ignore": "1"}}));
+    bench.run("ADD", &config).expect();
+    let told = bench.run("DEL", &config).expect().stderr;
+    assert!(!told.contains("WARNING"), "{told}");
+    assert_eq!(settings(), before);
+    assert_eq!(bench.portrait(), portrait, "it asked nobody, and gave itself no address");
 }
 
 #[test]

@@ -36,7 +36,7 @@ impl Rich {
             "route add default via 203.0.113.1",
             "link add br0 type bridge",
             "link set br0 address 52:54:00:00:00:01 mtu 1450 up",
-            "link set eth1 master br0 mtu 1443 promisc on",
+            "link set eth1 master br0 mtu 1443 promisc on group 7 gso_max_size 30000",
             // The pod's name for it is one of its own, as udev and administrators give them.
             "link property add dev eth1 altname net1 altname last-of-four",
             "addr add 192.0.2.2/24 broadcast 192.0.2.255 dev eth1",
@@ -52,6 +52,13 @@ impl Rich {
             bench.on_node(line);
         }
         ip(&outside, "link set uplink up");
+        for (setting, value) in [
+            ("ipv6/conf/eth1/accept_dad", "0"),
+            ("ipv6/conf/eth1/addr_gen_mode", "1"),
+            ("ipv4/conf/eth1/arp_ignore", "2"),
+        ] {
+            bench.node.run(|| std::fs::write(format!("/proc/sys/net/{setting}"), value)).unwrap().unwrap();
+        }
         let mut rich = Rich { bench, _outside: outside, before: Value::Null };
         rich.before = rich.settled();
         rich
@@ -160,7 +167,7 @@ fn files(folder: &Path) -> Vec<String> {
     names
 }
 
-/// `ip -d -j link, addr, route`, byte for byte but for a bridge's timers, which count hundredths of a second, and the order of routes: those
+/// `ip -d -j link, addr, route`, and the sysctls of each link; byte for byte but for a bridge's timers, which count hundredths of a second, and the order of routes: those
 /// to one destination are listed in the order in which they came, and each link that is up has one to fe80::/64.
 fn seen(netns: &Netns) -> Value {
     let mut seen = json!({});
@@ -172,6 +179,11 @@ fn seen(netns: &Netns) -> Value {
             value.as_array_mut().unwrap().sort_by_cached_key(Value::to_string);
         }
         seen[what] = value;
+    }
+    let mut socket = netns.route_socket().unwrap();
+    for link in socket.links().unwrap() {
+        // One that has gone since has none.
+        seen["settings"][link.name.as_str()] = json!(socket.settings(link.index).unwrap());
     }
     seen
 }

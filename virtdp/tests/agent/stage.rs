@@ -195,6 +195,7 @@ impl Stage {
                 channels: None,
                 rings: None,
                 offloads: None,
+                settings: std::collections::BTreeMap::new(),
                 addresses: Vec::new(),
                 routes: Vec::new(),
             },

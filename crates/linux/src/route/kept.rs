@@ -1,6 +1,7 @@
 //! Addresses and routes in the kernel's own form, byte for byte, as `ip address save` and `ip route save` keep them: so nothing gets lost for
 //! which we have no word.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -63,6 +64,11 @@ impl KeptAddress {
         address::read(&self.0)
     }
 
+    fn is_link_local(&self) -> bool {
+        let ip = self.address().map(|address| address.ip);
+        matches!(ip, Some(IpAddr::V6(ip)) if ip.is_unicast_link_local())
+    }
+
     fn is_ipv4(&self) -> bool {
         self.0.first() == Some(&AF_INET)
     }
@@ -116,8 +122,8 @@ impl fmt::Debug for KeptAddress {
 }
 
 impl Socket {
-    /// The addresses of this link that do not expire, but for IPv6 link-local ones, which the kernel makes itself; in the order in which they
-    /// are to be given back.
+    /// The addresses of this link that do not expire, but for IPv6 link-local ones where the kernel makes them itself; in the order in which
+    /// they are to be given back.
     ///
     /// # Errors
     /// The kernel does not answer.
@@ -127,7 +133,10 @@ impl Socket {
             let mine = kind == RTM_NEWADDR && wire::u32_at(payload, INDEX) == Some(index);
             mine.then(|| keep_address(payload)).flatten()
         };
-        let all = self.dump(|| format!("list the addresses of link {index}"), request, read)?;
+        let mut all = self.dump(|| format!("list the addresses of link {index}"), request, read)?;
+        if all.iter().any(KeptAddress::is_link_local) && !self.settings(index)?.is_some_and(makes_none) {
+            all.retain(|kept| !kept.is_link_local());
+        }
         // The kernel puts an IPv6 address before those that are there.
         let (four, mut six): (Vec<_>, Vec<_>) = all.into_iter().partition(KeptAddress::is_ipv4);
         six.reverse();
@@ -207,10 +216,14 @@ fn keep_route(payload: &[u8], index: u32) -> Option<KeptRoute> {
     (through == Some(index)).then(|| KeptRoute(request.into_payload()))
 }
 
+/// Whether the kernel makes no link-local addresses: IN6_ADDR_GEN_MODE_NONE.
+fn makes_none(settings: BTreeMap<String, i64>) -> bool {
+    settings.get("net.ipv6.conf.IFNAME.addr_gen_mode") == Some(&1)
+}
+
 fn keep_address(payload: &[u8]) -> Option<KeptAddress> {
     let address = address::read(payload)?;
-    let made = matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    if made || !address.permanent {
+    if !address.permanent {
         return None;
     }
     let [family, prefix_len, short, scope] = *payload.first_chunk()?;

@@ -40,7 +40,7 @@ const SKIP_STATS: u32 = 1 << 3;
 const IFF_UP: u32 = 0x1;
 const IFF_LOOPBACK: u32 = 0x8;
 /// `struct ifinfomsg`.
-const BODY: usize = 16;
+pub(super) const BODY: usize = 16;
 
 /// What is to change about a link, all in one RTM_NEWLINK. What is `None` stays as it is.
 ///
@@ -231,7 +231,7 @@ fn describe(index: u32, change: &LinkChange<'_>) -> String {
     format!("link {index}: {}", parts.join(", "))
 }
 
-fn body(index: u32, flags: u32, mask: u32) -> [u8; BODY] {
+pub(super) fn body(index: u32, flags: u32, mask: u32) -> [u8; BODY] {
     let [i0, i1, i2, i3] = index.to_ne_bytes();
     let [f0, f1, f2, f3] = flags.to_ne_bytes();
     let [m0, m1, m2, m3] = mask.to_ne_bytes();

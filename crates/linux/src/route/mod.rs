@@ -11,6 +11,7 @@ mod lifeline;
 mod link;
 mod monitor;
 mod neighbour;
+mod settings;
 mod socket;
 mod table;
 mod tuning;

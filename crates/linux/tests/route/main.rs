@@ -6,6 +6,7 @@ mod addresses;
 mod events;
 mod links;
 mod routes;
+mod settings;
 
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
