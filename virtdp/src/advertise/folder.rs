@@ -122,8 +122,8 @@ impl Folder {
     /// Returns when a registration is worth nothing any more, as far as the folder shows. `kubelet` is the socket by which it was
     /// made.
     pub(crate) async fn spoils(&mut self, own: &Socket, kubelet: Option<(&Path, Identity)>) -> Ended {
+        // At once, too: what came before [`Folder::note_rivals`] tells nobody any more.
         loop {
-            self.changed().await;
             if !own.is_there() {
                 return Ended::SocketRemoved;
             }
@@ -134,6 +134,7 @@ impl Folder {
             if self.rival_gone(own).await {
                 return Ended::RivalGone;
             }
+            self.changed().await;
         }
     }
 
