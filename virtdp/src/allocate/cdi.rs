@@ -74,6 +74,10 @@ impl Cdi {
         (id.starts_with(edge) && id.ends_with(edge)).then(|| format!("{}={id}", self.resource))
     }
 
+    pub(crate) fn is_there(&self) -> bool {
+        self.folder.join(self.file_name()).exists()
+    }
+
     /// Makes the file say what there is; without devices there is none. What says so already is left alone.
     ///
     /// # Errors

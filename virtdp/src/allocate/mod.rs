@@ -148,14 +148,16 @@ impl Allocator {
         }
     }
 
-    /// Keeps the CDI file; gives it if a runtime can go by it.
+    /// Keeps the CDI file; gives it if a runtime can go by it. A file that is there is kept up also when CDI is off by now: the kubelet starts
+    /// a container again by the names that it was given once.
     fn publish(&self, list: &[Offer]) -> Option<&Cdi> {
         let cdi = self.cdi.as_ref()?;
+        let kept = cdi.is_there();
         let grant = |offer: &Offer| {
             Grant::of(offer.clone(), &self.sysfs)
                 .inspect_err(|error| debug!(device = %offer.id, reason = error.chain(), "no CDI device"))
         };
-        let wanted = list.iter().filter(|offer| self.extras.with(offer).cdi);
+        let wanted = list.iter().filter(|offer| kept || self.extras.with(offer).cdi);
         let grants: Vec<Grant> = wanted.filter_map(|offer| grant(offer).ok()).collect();
         let published = cdi.publish(&grants, self.extras);
         let is_there =
@@ -376,11 +378,15 @@ mod tests {
         let answer = allocator.answer_now(vec![list()], &list()).unwrap().container_responses.remove(0);
         assert_eq!((answer.cdi_devices.len(), answer.devices.len()), (0, 3));
 
-        // Switched off, the file goes.
+        // Switched off, the file is kept up, and none is made.
         std::fs::remove_file(root.path().join("cdi")).unwrap();
         allocator.follow_now(&list());
         assert!(file.exists());
         let off = Allocator { extras: Extras::default(), ..allocator };
+        off.follow_now(&list()[..1]);
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains("0000:00:0a.0") && !text.contains("0000:00:0b.0"), "{text}");
+        std::fs::remove_file(&file).unwrap();
         off.follow_now(&list());
         assert!(!file.exists());
     }

@@ -188,12 +188,19 @@ async fn with_cdi_devices_are_named_and_their_file_follows_the_list() {
     assert_eq!(devices(), [FIRST]);
     assert_eq!(agent.terminate(), Some(0));
 
-    // Switched off, it goes.
-    let _agent = stage.start();
+    // Switched off, it goes by a reboot: until then containers start again by the names that they were given.
+    let mut agent = stage.start();
     let mut plugin = kubelet.plugin().await;
-    assert!(files().is_empty());
+    assert_eq!(devices(), [FIRST]);
     let answer = plugin.allocate(&[&[FIRST]]).await.unwrap().container_responses.remove(0);
     assert!(answer.cdi_devices.is_empty() && answer.devices.is_empty());
+    assert_eq!(devices(), [FIRST]);
+    assert_eq!(agent.terminate(), Some(0));
+    std::fs::remove_file(&file).unwrap();
+    let _agent = stage.start();
+    let mut plugin = kubelet.plugin().await;
+    plugin.allocate(&[&[FIRST]]).await.unwrap();
+    assert!(files().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
