@@ -116,6 +116,7 @@ fn the_versions_of_the_compatibility_page_are_those_of_the_modules() {
     for (file, module) in [
         ("tests/kubernetes/go.mod", "k8s.io/kubernetes v"),
         ("tests/kubernetes/multus/go.mod", "gopkg.in/k8snetworkplumbingwg/multus-cni.v4 v"),
+        ("tests/kubernetes/containerd/go.mod", "github.com/containerd/containerd/v2 v"),
         ("tests/kubernetes/helm/go.mod", "helm.sh/helm/v3 v"),
     ] {
         let text = read(file);

@@ -15,7 +15,8 @@ use crate::demo::look::Home;
 use crate::demo::screen::Screen;
 use crate::demo::walkthrough::{Place, Walk};
 
-const ROLLED_OUT: &str = "kubectl rollout status --namespace=kube-system daemonset/virtdp --timeout=120s";
+pub(super) const ROLLED_OUT: &str =
+    "kubectl rollout status --namespace=kube-system daemonset/virtdp --timeout=120s";
 const INSTALLED: &str = "kubectl logs --namespace=kube-system daemonset/virtdp --container=install";
 
 /// Lines of the agent's /proc/PID/status.

@@ -1,5 +1,5 @@
-//! The programs that are built from Go modules: Kubernetes with etcd (`tests/kubernetes/programs`), and upstream Multus
-//! (`tests/kubernetes/multus`). Built once for each set of versions and kept in the build folder.
+//! The programs that are built from Go modules: Kubernetes with etcd (`tests/kubernetes/programs`), and upstream Multus, containerd 2 and Helm, each in
+//! a folder of `tests/kubernetes`. Built once for each set of versions and kept in the build folder.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -16,15 +16,16 @@ use crate::progress::Progress;
 const NAMES: [&str; 6] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"];
 
-/// A program of a Go module in this repository.
+/// Programs of a Go module in this repository.
 struct Program {
     name: &'static str,
     /// Folder of the module, below the workspace.
     module: &'static str,
-    /// The package, as `go build` takes it.
-    package: &'static str,
+    /// The packages, as `go build` takes them.
+    packages: &'static [&'static str],
     /// Files that decide what comes out, below the module.
     sources: &'static [&'static str],
+    /// Other names of the first package's program.
     links: &'static [&'static str],
     static_only: bool,
 }
@@ -32,7 +33,7 @@ struct Program {
 const KUBERNETES: Program = Program {
     name: "kubernetes",
     module: "tests/kubernetes",
-    package: "./programs",
+    packages: &["./programs"],
     sources: &["go.mod", "go.sum", "programs/main.go"],
     links: &NAMES,
     static_only: false,
@@ -41,17 +42,30 @@ const KUBERNETES: Program = Program {
 const MULTUS: Program = Program {
     name: "multus",
     module: "tests/kubernetes/multus",
-    package: "gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus",
+    packages: &["gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus"],
     sources: &["go.mod", "go.sum"],
     links: &[],
     // It is run on the node by a container runtime whose libraries we do not know.
     static_only: true,
 };
 
+const CONTAINERD: Program = Program {
+    name: "containerd",
+    module: "tests/kubernetes/containerd",
+    packages: &[
+        "github.com/containerd/containerd/v2/cmd/containerd",
+        "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+        "github.com/containerd/containerd/v2/cmd/ctr",
+    ],
+    sources: &["go.mod", "go.sum"],
+    links: &[],
+    static_only: false,
+};
+
 const HELM: Program = Program {
     name: "helm",
     module: "tests/kubernetes/helm",
-    package: "helm.sh/helm/v3/cmd/helm",
+    packages: &["helm.sh/helm/v3/cmd/helm"],
     sources: &["go.mod", "go.sum"],
     links: &[],
     static_only: false,
@@ -82,6 +96,14 @@ pub(super) fn multus(progress: &Progress, cache: &Path) -> Result<PathBuf> {
     let module = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4";
     let title = format!("Build Multus {}", version("tests/kubernetes/multus/go.mod", module)?);
     MULTUS.built(progress, cache, &title, "")
+}
+
+/// Builds containerd 2; gives the folder with `containerd`, its shim and `ctr`.
+pub(super) fn containerd(progress: &Progress, cache: &Path) -> Result<PathBuf> {
+    let module = "github.com/containerd/containerd/v2";
+    let version = version("tests/kubernetes/containerd/go.mod", module)?;
+    let flags = format!("-X {module}/version.Version={version}");
+    CONTAINERD.built(progress, cache, &format!("Build containerd {version}"), &flags)
 }
 
 /// Builds Helm; gives the folder with the program `helm`.
@@ -127,14 +149,16 @@ impl Program {
         fs::create_dir_all(&staged).context("cannot make a folder")?;
         let mut command = Command::new("go");
         // -v names each package as it is compiled: that is the progress.
-        command.args(["build", "-v", "-mod=readonly", "-ldflags", &flags, "-o"]).arg(staged.join(self.name));
-        command.arg(self.package).current_dir(&module);
+        command.args(["build", "-v", "-mod=readonly", "-ldflags", &flags, "-o"]).arg(&staged);
+        command.args(self.packages).current_dir(&module);
         if self.static_only {
             command.env("CGO_ENABLED", "0");
         }
         step.run(&mut command).with_context(|| format!("building {} failed", self.name))?;
+        let program =
+            self.packages.first().and_then(|package| package.rsplit('/').next()).unwrap_or_default();
         for link in self.links {
-            symlink(self.name, staged.join(link)).context("cannot make a link")?;
+            symlink(program, staged.join(link)).context("cannot make a link")?;
         }
         fs::rename(&staged, &done).context("cannot move what was built")?;
         step.done("");

@@ -69,8 +69,12 @@ const WRONG_EDITS: [(&str, &str, &str, &[&str]); 5] = [
 const ONE_CAPABILITY: &str = r#"tr -d ' \n' | grep -o '"add":\[[^]]*\],"drop":\["ALL"\]' | grep -x '"add":\["NET_ADMIN"\],"drop":\["ALL"\]' | wc -l | grep -x 1"#;
 
 /// The components, and what reads the objects and fails unless each did what it is for.
-const COMPONENTS: [(&str, &str); 4] = [
+const COMPONENTS: [(&str, &str); 5] = [
     ("repatriate", ONE_CAPABILITY),
+    (
+        "cdi",
+        r#"tr -d ' \n' | grep '"--cdi".*"mountPath":"/var/run/cdi".*"path":"/var/run/cdi"' | wc -l | grep -x 1"#,
+    ),
     ("pools", "grep -e --config=/etc/virtnet/pools.yaml"),
     ("plugins-registry", r#"grep -c -e '"--registration=plugins-registry"' | grep -x 3"#),
     (

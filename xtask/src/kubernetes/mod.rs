@@ -1,6 +1,7 @@
 //! `cargo xtask kubernetes`: the walkthrough on the real thing. Control plane on this machine's loopback interface, the node in a VM with
 //! real virtio NICs: once with virt-meta, once with upstream Multus in its place.
 
+mod cdi;
 mod certificates;
 mod cluster;
 mod control;
@@ -50,6 +51,10 @@ pub(crate) struct Options {
     #[arg(long, value_enum)]
     meta: Option<Meta>,
 
+    /// The node's containerd: Debian's, or the newest, with which the walkthrough also sees that devices come by CDI
+    #[arg(long, value_enum, value_name = "MAJOR", default_value = "1")]
+    containerd: Containerd,
+
     /// How many pods come and go one after the other in the walk `plumbing`
     #[arg(long, value_name = "NUMBER", default_value_t = 8)]
     pods: u32,
@@ -71,6 +76,17 @@ enum Part {
     Resilience,
     /// What the way of eight NICs into pods and home goes through: no API server, pods deleted by force, containerd killed, pods in masses
     Plumbing,
+}
+
+/// The container runtime, by its major version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Containerd {
+    /// Debian 12's, which knows no CDI
+    #[value(name = "1")]
+    One,
+    /// Built from its module
+    #[value(name = "2")]
+    Two,
 }
 
 /// Who hands the pod's devices over to the CNI plugin.
@@ -99,6 +115,7 @@ struct Workshop {
     containers: PathBuf,
     kubernetes: PathBuf,
     multus: PathBuf,
+    containerd: Option<PathBuf>,
     images: Vec<PathBuf>,
     logs: PathBuf,
     interrupt: Interrupt,
@@ -108,10 +125,10 @@ struct Workshop {
 pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let cache = build::target_folder()?.join("kubernetes");
     let mut all_good = true;
-    // Whoever names a meta plugin or wants to keep the cluster means a real node.
-    let on_a_node = options.meta.is_some() || options.keep;
+    // Whoever names a meta plugin or another container runtime, or wants to keep the cluster, means a real node.
+    let on_a_node = options.meta.is_some() || options.containerd != Containerd::One || options.keep;
     if on_a_node && matches!(options.only, Some(Part::Devicemanager | Part::Manifests)) {
-        bail!("--meta and --keep are for the walks on a real node");
+        bail!("--meta, --containerd and --keep are for the walks on a real node");
     }
     let wants = |part| match options.only {
         Some(only) => only == part,
@@ -134,6 +151,10 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         return end(all_good);
     }
     let multus = go::multus(progress, &cache)?;
+    let containerd = match options.containerd {
+        Containerd::One => None,
+        Containerd::Two => Some(go::containerd(progress, &cache)?),
+    };
     let programs = build::programs(progress)?;
     let debian = packages::ensure(progress)?;
     let containers = packages::containers(progress, &cache.join("debian"))?;
@@ -142,7 +163,8 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let bed = Bed::new(debian, &programs.vm_guest)?;
     step.done("");
     let logs = cache.join("logs");
-    let workshop = Workshop { bed, programs, containers, kubernetes, multus, images, logs, interrupt };
+    let workshop =
+        Workshop { bed, programs, containers, kubernetes, multus, containerd, images, logs, interrupt };
 
     let metas = options.meta.map_or_else(|| vec![Meta::VirtMeta, Meta::Multus], |meta| vec![meta]);
     // Those of one line share a node: the second wants nothing of it that the first takes away.
@@ -220,6 +242,7 @@ impl Workshop {
             kubernetes: &self.kubernetes,
             multus: &self.multus,
             containers: &self.containers,
+            containerd: self.containerd.as_deref(),
             programs: &self.programs.folder,
             images: &self.images,
             folder: folder.path(),
@@ -258,7 +281,7 @@ fn go_through(cluster: &mut Cluster<'_>, parts: &[Part], pods: u32, screen: &mut
     let before = cluster.begin(&mut Walk::new(cluster, screen))?;
     for part in parts {
         match part {
-            Part::Walkthrough => walk_through(&mut Walk::new(cluster, screen), cluster.meta, &before)?,
+            Part::Walkthrough => walk_through(cluster, screen, &before)?,
             Part::Resilience => resilience::walk(cluster, screen, &before)?,
             Part::Plumbing => plumbing::walk(cluster, screen, pods)?,
             Part::Devicemanager | Part::Manifests => bail!("{part:?} is no walk on a node"),
@@ -267,14 +290,18 @@ fn go_through(cluster: &mut Cluster<'_>, parts: &[Part], pods: u32, screen: &mut
     Ok(())
 }
 
-fn walk_through(walk: &mut Walk<'_>, meta: Meta, before: &[Home]) -> Result<()> {
+fn walk_through(cluster: &Cluster<'_>, screen: &mut Screen, before: &[Home]) -> Result<()> {
+    let mut walk = Walk::new(cluster, screen);
     walk.pods_come_and_go(before)?;
-    match meta {
+    if cluster.node.knows_cdi() {
+        cdi::walk(cluster, &mut walk, before)?;
+    }
+    match cluster.meta {
         Meta::VirtMeta => {
-            faults::of_manifests(walk)?;
-            uninstall(walk)
+            faults::of_manifests(&mut walk)?;
+            uninstall(&mut walk)
         }
-        Meta::Multus => faults::of_meta_plugins(walk),
+        Meta::Multus => faults::of_meta_plugins(&mut walk),
     }
 }
 

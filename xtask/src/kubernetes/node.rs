@@ -1,4 +1,4 @@
-//! The node: a VM with real virtio NICs, in it Debian's containerd and runc and the kubelet. It can be rebooted: what a node keeps, this one
+//! The node: a VM with real virtio NICs, in it containerd and runc and the kubelet. It can be rebooted: what a node keeps, this one
 //! has on its disk.
 
 use std::fs::File;
@@ -27,6 +27,7 @@ const MEMORY: u32 = 2048;
 const DISK_BYTES: u64 = 4 << 30;
 
 const CONTAINERD_CONFIG: &[u8] = include_bytes!("../../../tests/kubernetes/e2e/containerd.toml");
+const CONTAINERD_2_CONFIG: &[u8] = include_bytes!("../../../tests/kubernetes/e2e/containerd-2.toml");
 const KUBELET_CONFIG: &[u8] = include_bytes!("../../../tests/kubernetes/e2e/kubelet.yaml");
 const MULTUS_CONFIG: &[u8] = include_bytes!("../../../tests/kubernetes/e2e/00-multus.conf");
 
@@ -61,6 +62,8 @@ pub(super) struct Parts<'a> {
     pub(super) multus: &'a Path,
     /// Unpacked packages with containerd and runc.
     pub(super) containers: &'a Path,
+    /// Folder with containerd 2, in place of the one in the packages.
+    pub(super) containerd: Option<&'a Path>,
     /// Folder with our own programs.
     pub(super) programs: &'a Path,
     /// Archives of images.
@@ -157,10 +160,20 @@ impl<'a> Node<'a> {
         self.wait_until_ready(control)
     }
 
+    /// Whether its container runtime adds what CDI files say.
+    pub(super) fn knows_cdi(&self) -> bool {
+        self.parts.containerd.is_some()
+    }
+
     /// # Errors
     /// [`vm::Error::Hung`] when the machine itself stands still.
     pub(super) fn answers(&self) -> Result<(), vm::Error> {
         self.vm.ping(STANDS_STILL)
+    }
+
+    /// Loads a driver, with those that it needs.
+    pub(super) fn modprobe(&self, module: &str) -> Result<()> {
+        self.vm.modprobe(module).with_context(|| format!("loading {module}"))
     }
 
     /// Pulls the spare NIC at this PCI address out of the machine.
@@ -202,9 +215,10 @@ impl<'a> Node<'a> {
 impl Place {
     fn of(parts: &Parts<'_>) -> Self {
         let containers = parts.containers.display();
+        let containerd = parts.containerd.map_or_else(String::new, |folder| format!("{}:", folder.display()));
         Self {
             path: format!(
-                "{}:{containers}/usr/bin:{containers}/usr/sbin:{GUEST_PATH}",
+                "{}:{containerd}{containers}/usr/bin:{containers}/usr/sbin:{GUEST_PATH}",
                 parts.programs.display()
             ),
             libraries: format!("{containers}/usr/lib/x86_64-linux-gnu"),
@@ -317,8 +331,9 @@ fn place_files(vm: &Vm, parts: &Parts<'_>, control: &ControlPlane<'_>, meta: Met
     let serving = control.authority.server(NAME, &[NAME], &[ADDRESS])?;
     let kubelet =
         control.guest_kubeconfig("kubelet-client", &format!("system:node:{NAME}"), Some("system:nodes"))?;
+    let containerd = if parts.containerd.is_some() { CONTAINERD_2_CONFIG } else { CONTAINERD_CONFIG };
     let mut files = vec![
-        ("/etc/containerd/config.toml", 0o644, CONTAINERD_CONFIG.to_vec()),
+        ("/etc/containerd/config.toml", 0o644, containerd.to_vec()),
         ("/etc/kubernetes/kubelet.yaml", 0o644, KUBELET_CONFIG.to_vec()),
         ("/etc/kubernetes/kubelet.conf", 0o600, kubelet.into_bytes()),
         ("/etc/kubernetes/pki/ca.crt", 0o644, read(&control.authority.certificate())?),
@@ -369,7 +384,10 @@ mod tests {
 
     #[test]
     fn containerd_is_told_the_sandbox_image_that_we_make() {
-        let config = String::from_utf8(CONTAINERD_CONFIG.to_vec()).unwrap();
-        assert!(config.contains(&format!("sandbox_image = \"{}\"", super::super::images::PAUSE)));
+        let image = super::super::images::PAUSE;
+        for (config, key) in [(CONTAINERD_CONFIG, "sandbox_image"), (CONTAINERD_2_CONFIG, "sandbox")] {
+            let config = String::from_utf8(config.to_vec()).unwrap();
+            assert!(config.contains(&format!("{key} = \"{image}\"")), "{config}");
+        }
     }
 }
