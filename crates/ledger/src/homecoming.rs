@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use linux::Netns;
 use linux::route::{Event, Groups, KeptAddress, LinkChange, Monitor, Socket};
-use nic::{IfName, Link, Xdp};
+use nic::{Address, IfName, Link, Xdp};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
 use crate::{Entry, Error, Home, Lease, Node, Step, tuning};
@@ -410,9 +410,14 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
 fn missing(node: &mut Node, home: &Home, link: &Link) -> Result<Vec<String>, linux::Error> {
     let mut words = tuning::differences(node, home, link)?;
     if !home.addresses.is_empty() {
-        let now = node.routes.kept_addresses(link.index)?;
+        // Of all that it has: which of them are kept is for the settings to say, and those may be refused.
+        let now = node.routes.addresses()?;
+        let mine = |address: &&Address| address.index == link.index && address.permanent;
+        let now: Vec<_> = now.iter().filter(mine).map(|now| (now.ip, now.prefix_len)).collect();
         // Whatever else the kernel makes of it: it is there.
-        let is_there = |then: &&KeptAddress| now.iter().any(|now| now.address() == then.address());
+        let is_there = |then: &&KeptAddress| {
+            then.address().is_some_and(|then| now.contains(&(then.ip, then.prefix_len)))
+        };
         words.extend(
             home.addresses
                 .iter()

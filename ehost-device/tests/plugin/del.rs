@@ -114,6 +114,30 @@ fn sysctls_of_the_nic_come_home_with_it_before_it_is_up() {
     assert_eq!(bench.portrait(), portrait, "it asked nobody, and gave itself no address");
 }
 
+/// As on a node whose `/proc/sys` nobody may write to.
+#[test]
+fn what_cannot_be_set_back_of_a_nic_is_told_and_does_not_keep_it_from_being_home() {
+    let bench = Bench::new();
+    for (name, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
+        let path = format!("/proc/sys/net/ipv6/conf/eth1/{name}");
+        bench.node.run(|| std::fs::write(path, value)).unwrap().unwrap();
+    }
+    bench.on_node("addr add fe80::9/64 dev eth1 nodad");
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+    let told =
+        bench.run_through(&["unshare", "-m", "sh", "-ec", read_only, "sh"], "DEL", &config).expect().stderr;
+    for setting in ["addr_gen_mode of 1: it is 0", "accept_ra of 0: it is 1"] {
+        assert!(
+            told.contains(&format!("is home as eth1, without its net.ipv6.conf.IFNAME.{setting}")),
+            "{told}"
+        );
+    }
+    assert!(!bench.lease().exists());
+    assert!(bench.on_node("-6 addr show dev eth1").contains("fe80::9/64"));
+}
+
 #[test]
 fn a_nic_that_was_down_comes_home_down_and_a_bridge_port_to_its_bridge() {
     let bench = Bench::new();
