@@ -169,6 +169,13 @@ async fn ready_turns_false_when_the_node_cannot_be_read_or_the_kubelet_is_gone_a
         assert!(output.status.success(), "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    // As from another pod, whose agent it may be that does not answer.
+    let mut inside = std::process::Command::new("unshare");
+    inside.args(["--pid", "--fork", env!("CARGO_BIN_EXE_virtdp"), "probe", "--kubelet-dir"]);
+    let output = inside.arg(stage.path("kubelet")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("but in another container"), "{said}");
+
     // Now sysfs does not show what netlink shows.
     let index = stage.index("eth0");
     stage.tree.remove_interface("eth0");
