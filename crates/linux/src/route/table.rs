@@ -31,7 +31,15 @@ const RTPROT_STATIC: u8 = 4;
 const RTNH_F_ONLINK: u32 = 4;
 /// Answer with the route itself, all hops, and not with what one packet would do (kernel 4.13+).
 const RTM_F_FIB_MATCH: u32 = 0x2000;
-const NO_WAY: [Errno; 4] = [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ACCESS, Errno::INVAL];
+/// The last two: where the kernel runs without IPv6.
+const NO_WAY: [Errno; 6] = [
+    Errno::NETUNREACH,
+    Errno::HOSTUNREACH,
+    Errno::ACCESS,
+    Errno::INVAL,
+    Errno::OPNOTSUPP,
+    Errno::AFNOSUPPORT,
+];
 const RT_TABLE_MAIN: u32 = 254;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
