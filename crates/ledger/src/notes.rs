@@ -1,7 +1,7 @@
-//! What the agent notes in the state folder for whoever comes after it: `<state>/resources.json` for the next agent,
-//! `<state>/vital.json` for ehost-device. Small files, each written whole and durably; the last writer counts.
+//! What the agent notes in the state folder for whoever comes after it: `<state>/resources.json` and `<state>/names.json` for the next
+//! agent, `<state>/vital.json` for ehost-device. Small files, each written whole and durably; the last writer counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use crate::{Error, Fault};
 
 const RESOURCES: &str = "resources.json";
 const VITAL: &str = "vital.json";
+const NAMES: &str = "names.json";
 /// The longest is the journal of identities, with about 130 bytes for each NIC.
 const LARGEST: u64 = 4 * 1024 * 1024;
 
@@ -33,6 +34,11 @@ struct Resources {
 struct Named {
     addresses: Vec<IpAddr>,
     peers: Vec<IpAddr>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Names {
+    names: BTreeMap<String, Vec<IpAddr>>,
 }
 
 impl Notes {
@@ -76,6 +82,23 @@ impl Notes {
     pub fn write_vital(&self, vital: &Vital) -> Result<(), Error> {
         let Vital { addresses, peers } = vital.clone();
         write(&self.folder, VITAL, &Named { addresses, peers })
+    }
+
+    /// What the names of API servers stood for when an agent could ask last. None where there is no note.
+    ///
+    /// # Errors
+    /// [`Error::Journal`].
+    pub fn names(&self) -> Result<BTreeMap<String, Vec<IpAddr>>, Error> {
+        let noted: Option<Names> = read(&self.folder.join(NAMES))?;
+        Ok(noted.unwrap_or_default().names)
+    }
+
+    /// Notes what they stand for.
+    ///
+    /// # Errors
+    /// [`Error::WriteJournal`].
+    pub fn write_names(&self, names: &BTreeMap<String, Vec<IpAddr>>) -> Result<(), Error> {
+        write(&self.folder, NAMES, &Names { names: names.clone() })
     }
 }
 
@@ -124,6 +147,10 @@ mod tests {
         };
         notes.write_vital(&vital).unwrap();
         assert_eq!(notes.vital().unwrap(), vital);
+        assert!(notes.names().unwrap().is_empty());
+        let names = BTreeMap::from([("api.example.org".to_owned(), vital.peers.clone())]);
+        notes.write_names(&names).unwrap();
+        assert_eq!(notes.names().unwrap(), names);
         let text = std::fs::read_to_string(folder.path().join("state").join(VITAL)).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&value["version"], &value["peers"][0]), (&1.into(), &"10.96.0.1".into()));
@@ -139,10 +166,12 @@ mod tests {
             (r#"{"version": 1, "resources": ["virt"], "addresses": ["eth0"], "peers": []}"#, false),
             (r#"{"version": 2}"#, true),
         ] {
-            for name in [RESOURCES, VITAL] {
+            for name in [RESOURCES, VITAL, NAMES] {
                 std::fs::write(folder.path().join(name), text).unwrap();
             }
-            for error in [notes.resources().unwrap_err(), notes.vital().unwrap_err()] {
+            for error in
+                [notes.resources().unwrap_err(), notes.vital().unwrap_err(), notes.names().unwrap_err()]
+            {
                 let is_newer = matches!(error, Error::Journal { source: Fault::Newer { found: 2 }, .. });
                 let is_torn = matches!(error, Error::Journal { source: Fault::Torn(_), .. });
                 assert_eq!((is_newer, is_torn), (newer, !newer), "{text}: {error:?}");

@@ -25,6 +25,9 @@ pub struct Nic {
     pub numa_node: Option<u16>,
     /// Its interfaces in the network namespace that sysfs shows. None while the NIC is in a pod.
     pub interfaces: Vec<Interface>,
+    /// Its driver has made an interface, wherever that is now. Not so while the driver begins, and with drivers that make none: vfio-pci,
+    /// `uio_pci_generic`.
+    pub has_interface: bool,
 }
 
 /// Vendor and device number, written `1af4:1041`.

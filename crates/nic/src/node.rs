@@ -7,6 +7,9 @@ use crate::identity::Stranger;
 use crate::lifeline::Reason;
 use crate::{DeviceId, IfName, Interface, Lifeline, Link, Membership, Nic, Pools, Unwanted, View};
 
+/// Who has bound a NIC to it wants the device for a program, without an interface.
+const VFIO_PCI: &str = "vfio-pci";
+
 /// The facts about a node that the verdicts rest on. Exists only if sysfs and netlink showed the same interfaces.
 #[derive(Clone, Debug)]
 pub struct NodeFacts {
@@ -144,11 +147,12 @@ impl NodeFacts {
     }
 
     fn objection(&self, nic: &Nic, membership: &Result<Membership, Unwanted>) -> Option<Skip> {
-        if nic.driver.is_none() {
-            return Some(Skip::NoDriver);
-        }
+        let Some(driver) = &nic.driver else { return Some(Skip::NoDriver) };
         if let Err(unwanted) = membership {
             return Some(Skip::Unwanted(unwanted.clone()));
+        }
+        if !nic.has_interface && driver != VFIO_PCI && !self.is_leased(nic) {
+            return Some(Skip::NoInterface(driver.clone()));
         }
         match nic.interfaces.as_slice() {
             [] if !self.sees_hardware && !self.is_leased(nic) => Some(Skip::OutOfSight),
@@ -234,8 +238,17 @@ pub enum Skip {
         /// Why it carries the node.
         reason: Reason,
     },
+    /// It carried the node until a moment ago, and may just be being configured anew.
+    LatelyLifeline {
+        /// The interface.
+        interface: IfName,
+        /// Why it carried the node.
+        reason: Reason,
+    },
     /// Nothing drives it.
     NoDriver,
+    /// This driver has made no interface of it, and is not one that hands the whole device to a program.
+    NoInterface(String),
     /// No pool wants it.
     Unwanted(Unwanted),
     /// One function, several interfaces: it cannot be given to one pod as a whole.
@@ -259,6 +272,10 @@ impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Skip::Lifeline { interface, reason } => write!(f, "{interface} {reason}"),
+            Skip::LatelyLifeline { interface, reason } => {
+                write!(f, "{interface} carried the node until a moment ago ({interface} {reason})")
+            }
+            Skip::NoInterface(driver) => write!(f, "its driver {driver} has made no interface"),
             Skip::NoDriver => f.write_str("no driver is bound to it"),
             Skip::Unwanted(unwanted) => unwanted.fmt(f),
             Skip::SeveralInterfaces(names) => {
@@ -298,6 +315,7 @@ mod tests {
             hardware: None,
             numa_node: None,
             interfaces: interfaces.to_vec(),
+            has_interface: true,
         }
     }
 
@@ -381,9 +399,17 @@ mod tests {
     }
 
     #[test]
-    fn a_nic_in_a_pod_stays_offered() {
+    fn a_nic_in_a_pod_stays_offered_and_one_that_never_had_an_interface_is_not() {
         let away = nic("0000:00:0a.0", &[]);
         assert_eq!(why(&node(&[], &[], &[]), &away), "offered: healthy");
+        let bare = Nic { has_interface: false, ..away };
+        assert_eq!(why(&node(&[], &[], &[]), &bare), "its driver virtio_net has made no interface");
+        assert_eq!(why(&node(&[], &[], &["0000:00:0a.0"]), &bare), "offered: healthy");
+        let vfio = Nic { driver: Some(VFIO_PCI.to_owned()), ..bare };
+        let pools =
+            Pools::new(vec![Pool::of_drivers("kernel.org/virt".parse().unwrap(), vec![VFIO_PCI.into()])]);
+        let verdict = node(&[], &[], &[]).judge(&View { nic: &vfio, home: None, metadata: None }, &pools);
+        assert_eq!(verdict.standing, Standing::Offered(Health::Healthy));
     }
 
     #[test]

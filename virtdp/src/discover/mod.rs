@@ -7,6 +7,7 @@ pub(crate) mod accept;
 mod changes;
 pub(crate) mod explain;
 mod identity;
+mod lately;
 mod pods;
 pub(crate) mod print;
 mod read;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
+use ledger::Notes;
 use linux::route::Vital;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -48,7 +50,7 @@ pub(crate) enum Sight {
 
 /// Without any event, look again after this time: no source of events is perfect.
 pub(crate) const RESYNC: Duration = Duration::from_secs(30);
-/// While a NIC is another than somebody was given: no event tells that a pod is gone, or what an operator says.
+/// While a NIC waits for what no event tells: that a pod is gone, what an operator says, that a time is over.
 const DOUBT: Duration = Duration::from_secs(1);
 /// After a failed reading look again soon, then less often.
 const RETRY: [Duration; 4] =
@@ -67,9 +69,10 @@ pub(crate) async fn follow(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
-    let (resolved, peers) = vital::channel(&settings.api_servers);
+    let notes = Notes::at(&settings.state);
+    let (resolved, peers) = vital::channel(&settings.api_servers, &notes);
     tokio::join!(
-        vital::follow(settings.api_servers.clone(), resolved, stop.clone()),
+        vital::follow(settings.api_servers.clone(), notes, resolved, stop.clone()),
         keep_looking(settings, peers, config, sight, metrics, stop),
     );
 }
@@ -82,7 +85,7 @@ async fn keep_looking(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
-    if peers.borrow().is_err() {
+    if settings.api_servers.iter().any(|host| !matches!(host, Host::Ip(_))) {
         // Whether that helped shows in what is read.
         tokio::select! {
             _ = timeout(RESOLVE_WITHIN, peers.changed()) => {}
@@ -128,7 +131,7 @@ async fn keep_looking(
                 if matches!(*sight.borrow(), Sight::Unknown) {
                     info!(milliseconds = took.as_millis(), "looked at all interfaces of the node");
                 }
-                let again_after = if survey.has_strangers() { DOUBT } else { RESYNC };
+                let again_after = if survey.has_waiting() { DOUBT } else { RESYNC };
                 sight.send_replace(Sight::Clear(Arc::new(survey)));
                 let vital = Vital {
                     addresses: settings.node_addresses.clone(),

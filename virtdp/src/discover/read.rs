@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use config::Config;
@@ -15,6 +15,7 @@ use nic::{AtHome, DeviceId, NodeFacts};
 use tracing::warn;
 
 use super::identity::Identities;
+use super::lately::Lately;
 use super::pods;
 use super::survey::{Lease, Memory, Survey, Tally};
 use super::vital::Resolved;
@@ -46,6 +47,7 @@ pub(crate) struct Reader {
     /// The leases of NICs that are in pods.
     plumbed: Vec<ledger::Lease>,
     identities: Identities,
+    lately: Lately,
 }
 
 impl Reader {
@@ -65,6 +67,7 @@ impl Reader {
             memory: Memory::default(),
             plumbed: Vec::new(),
             identities: Identities::new(settings),
+            lately: Lately::default(),
         }
     }
 
@@ -120,6 +123,7 @@ impl Reader {
         };
         self.remember(&facts);
         let mut survey = Survey::of(&facts, found.unreadable, &self.memory, Arc::clone(config));
+        self.lately.check(&mut survey, Instant::now());
         pods::look(&mut survey, &self.plumbed, &self.devices);
         self.identities.check(&mut survey);
         Ok(Ok(survey))

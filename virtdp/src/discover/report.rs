@@ -145,7 +145,9 @@ fn of_nic(seen: &Seen, survey: &Survey) -> Line {
             (Kind::Offered, place)
         }
         Standing::Insisted(health, lifeline) => (Kind::Insisted, format!("{lifeline}; {health}")),
-        Standing::Skipped(skip @ Skip::Lifeline { .. }) => (Kind::Default, skip.to_string()),
+        Standing::Skipped(skip @ (Skip::Lifeline { .. } | Skip::LatelyLifeline { .. })) => {
+            (Kind::Default, skip.to_string())
+        }
         Standing::Skipped(skip) => (Kind::Skipped, skip.to_string()),
     };
     let membership = seen.membership.as_ref().filter(|_| matches!(kind, Kind::Offered | Kind::Insisted));

@@ -7,8 +7,8 @@ use config::Config;
 use ledger::{Listing, Stage};
 use linux::Unreadable;
 use nic::{
-    AtHome, DeviceId, Health, IfName, Link, MacAddr, Membership, Metadata, Nic, NodeFacts, Standing, Told,
-    View,
+    AtHome, DeviceId, Health, IfName, Link, MacAddr, Membership, Metadata, Nic, NodeFacts, Skip, Standing,
+    Told, View,
 };
 
 use crate::repatriate::Stray;
@@ -146,9 +146,11 @@ impl Survey {
         }
     }
 
-    /// Whether a NIC is another than somebody was given by its ID.
-    pub(crate) fn has_strangers(&self) -> bool {
-        self.nics.iter().any(|seen| matches!(seen.standing.health(), Some(Health::Stranger(_))))
+    /// Whether a NIC is another than somebody was given by its ID, or is held back for a while.
+    pub(crate) fn has_waiting(&self) -> bool {
+        let held = |standing: &Standing| matches!(standing, Standing::Skipped(Skip::LatelyLifeline { .. }));
+        let strange = |standing: &Standing| matches!(standing.health(), Some(Health::Stranger(_)));
+        self.nics.iter().any(|seen| held(&seen.standing) || strange(&seen.standing))
     }
 }
 
@@ -182,6 +184,7 @@ pub(crate) mod sample {
             hardware: None,
             numa_node: None,
             interfaces: Vec::new(),
+            has_interface: true,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What was named as vital for the node: its own addresses, and the API servers that it must reach.
 //!
 //! An API server may have a name, and what that stands for is asked for again now and then: on a task of its own, since an answer may
-//! take long. A name that could not be resolved since the start is a fact that cannot be read, so nothing is offered until it can;
-//! later the last answer stands.
+//! take long. A name that was never resolved is a fact that cannot be read, so nothing is offered until it is; later the last answer
+//! stands, over restarts, too.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs as _};
@@ -46,17 +46,27 @@ pub(crate) fn resolve(hosts: &[Host]) -> Resolved {
 }
 
 /// A channel that begins with what is known without asking anybody.
-pub(crate) fn channel(hosts: &[Host]) -> (watch::Sender<Resolved>, watch::Receiver<Resolved>) {
-    watch::channel(Answers::default().resolved(hosts))
+pub(crate) fn channel(hosts: &[Host], notes: &Notes) -> (watch::Sender<Resolved>, watch::Receiver<Resolved>) {
+    watch::channel(Answers::noted(notes).resolved(hosts))
 }
 
-/// Keeps the channel up to date until `stop`.
-pub(crate) async fn follow(hosts: Vec<Host>, out: watch::Sender<Resolved>, stop: CancellationToken) {
-    let mut answers = Answers::default();
+/// Keeps the channel up to date until `stop`. The first answer is sent even if it is no news.
+pub(crate) async fn follow(
+    hosts: Vec<Host>,
+    notes: Notes,
+    out: watch::Sender<Resolved>,
+    stop: CancellationToken,
+) {
+    let mut answers = Answers::noted(&notes);
+    let mut first = true;
     while hosts.iter().any(|host| !matches!(host, Host::Ip(_))) {
-        let asked = hosts.clone();
+        let (asked, notes) = (hosts.clone(), notes.clone());
         let task = tokio::task::spawn_blocking(move || {
+            let before = answers.known.clone();
             answers.ask(&asked);
+            if answers.known != before {
+                answers.note(&notes);
+            }
             answers
         });
         let done = tokio::select! {
@@ -66,10 +76,11 @@ pub(crate) async fn follow(hosts: Vec<Host>, out: watch::Sender<Resolved>, stop:
         answers = done.unwrap_or_default();
         let resolved = answers.resolved(&hosts);
         out.send_if_modified(|last| {
-            let news = *last != resolved;
+            let news = first || *last != resolved;
             *last = resolved;
             news
         });
+        first = false;
         let pause = if answers.failures.is_empty() { RESOLVE_EVERY } else { RETRY_AFTER };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -121,6 +132,23 @@ struct Answers {
 }
 
 impl Answers {
+    /// What an agent before this one knew.
+    fn noted(notes: &Notes) -> Answers {
+        let known = notes.names().unwrap_or_else(|error| {
+            let reason = format!("{:#}", anyhow::Error::from(error));
+            warn!(reason, "what the names of API servers stood for last is not known");
+            BTreeMap::new()
+        });
+        Answers { known, failures: BTreeMap::new() }
+    }
+
+    fn note(&self, notes: &Notes) {
+        if let Err(error) = notes.write_names(&self.known) {
+            let reason = format!("{:#}", anyhow::Error::from(error));
+            warn!(reason, "what the names of API servers stand for is not kept for the next start");
+        }
+    }
+
     fn ask(&mut self, hosts: &[Host]) {
         for host in hosts {
             let Some(name) = host.name() else { continue };
@@ -312,6 +340,13 @@ mod tests {
         );
         answers.learn("api.example.org", &mut vec![ip("192.0.2.9"), ip("192.0.2.9")]);
         assert_eq!(answers.resolved(&hosts), Ok(vec![ip("192.0.2.1"), ip("192.0.2.9")]));
+        let folder = tempfile::tempdir().unwrap();
+        let notes = Notes::at(folder.path());
+        assert!(Answers::noted(&notes).resolved(&hosts).is_err());
+        answers.note(&notes);
+        assert_eq!(Answers::noted(&notes).resolved(&hosts), answers.resolved(&hosts));
+        let another = [Host::Name("api.example.net".to_owned())];
+        assert!(Answers::noted(&notes).resolved(&another).is_err());
         answers.learn("api.example.org", &mut Vec::new());
         assert_eq!(answers.resolved(&hosts), Ok(vec![ip("192.0.2.1"), ip("192.0.2.9")]));
         assert!(!answers.failures.is_empty());

@@ -143,13 +143,14 @@ fn skipped(out: &mut DescriptorEncoder<'_>, survey: &Survey) -> fmt::Result {
 }
 
 /// The classes of reasons for which a NIC is skipped.
-const SKIPS: [&str; 6] =
-    ["lifeline", "no_driver", "unwanted", "several_interfaces", "out_of_sight", "unreadable"];
+const SKIPS: [&str; 7] =
+    ["lifeline", "no_driver", "no_interface", "unwanted", "several_interfaces", "out_of_sight", "unreadable"];
 
 fn class(skip: &Skip) -> &'static str {
     match skip {
-        Skip::Lifeline { .. } => "lifeline",
+        Skip::Lifeline { .. } | Skip::LatelyLifeline { .. } => "lifeline",
         Skip::NoDriver => "no_driver",
+        Skip::NoInterface(_) => "no_interface",
         Skip::Unwanted(_) => "unwanted",
         Skip::SeveralInterfaces(_) => "several_interfaces",
         Skip::OutOfSight => "out_of_sight",

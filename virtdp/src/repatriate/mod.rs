@@ -138,6 +138,7 @@ mod tests {
     fn a_leased_nic_is_suspect_unless_its_interface_is_elsewhere() {
         let seen = |id: &str, interfaces: &[&str]| Seen {
             nic: Nic {
+                has_interface: true,
                 interfaces: interfaces
                     .iter()
                     .map(|name| Interface { index: 3, name: name.parse().unwrap(), hardware: true })

@@ -165,10 +165,12 @@ impl Buses<'_> {
         alias: Option<Alias>,
     ) -> Result<Nic, String> {
         let folder = device.below?.join("net");
-        let mut interfaces = match self.folders.get(&folder) {
-            Some(interfaces) => interfaces.clone(),
+        let found = match self.folders.get(&folder) {
+            Some(interfaces) => Some(interfaces.clone()),
             None => self.unlisted(&folder)?,
         };
+        let has_interface = found.is_some();
+        let mut interfaces = found.unwrap_or_default();
         interfaces.sort();
         let path = function.map(|(_, path)| path);
         Ok(Nic {
@@ -179,18 +181,19 @@ impl Buses<'_> {
             hardware: alias.and_then(|alias| alias.hardware()),
             numa_node: path.and_then(numa_node),
             interfaces,
+            has_interface,
             bus_name: device.name,
             driver: device.driver,
         })
     }
 
-    /// The interfaces of a device that has none in `class/net`. There are none while they are elsewhere, and no folder without a driver;
-    /// what is there all the same is coming, going or not of this world, and must not be taken for a NIC in a pod.
-    fn unlisted(&self, folder: &Path) -> Result<Vec<Interface>, String> {
+    /// The interfaces of a device that has none in `class/net`. There are none while they are elsewhere, and no folder (`None`) where no
+    /// driver has made any; what is there all the same is coming, going or not of this world, and must not be taken for a NIC in a pod.
+    fn unlisted(&self, folder: &Path) -> Result<Option<Vec<Interface>>, String> {
         let folder = self.root.join("devices").join(folder);
         let names = match list(&folder) {
             Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Ok(Vec::new());
+                return Ok(None);
             }
             listed => listed.map_err(|error| error.chain())?,
         };
@@ -202,7 +205,7 @@ impl Buses<'_> {
                 Err(error) => return Err(format!("its interface cannot be read: {error}")),
             }
         }
-        Ok(interfaces)
+        Ok(Some(interfaces))
     }
 
     fn device(&self, bus: &str, name: &str) -> Device {

@@ -137,8 +137,10 @@ fn a_nic_whose_interface_is_elsewhere_is_found() {
     let tree = Tree::new();
     let virtio = tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
     assert_eq!(shown(&tree), ["0000:00:0a.0 virtio2 virtio_net []"]);
-    // Without a driver there is no net/ at all.
+    assert!(found(&tree).nics[0].has_interface);
+    // Without a driver that has made an interface there is no net/ at all.
     std::fs::remove_dir(tree.folder(&virtio).join("net")).unwrap();
+    assert!(!found(&tree).nics[0].has_interface);
     std::fs::remove_file(tree.folder(&virtio).join("driver")).unwrap();
     assert_eq!(shown(&tree), ["0000:00:0a.0 virtio2 - []"]);
 }

@@ -217,6 +217,7 @@ impl Model {
                 hardware: None,
                 numa_node: None,
                 interfaces: there.then_some(Interface { index, name, hardware: true }).into_iter().collect(),
+                has_interface: true,
             }
         })
         .collect()

@@ -22,6 +22,7 @@ fn nic() -> Nic {
         hardware: Some(HardwareId { vendor: 0x1af4, device: 0x1041 }),
         numa_node: None,
         interfaces: vec![],
+        has_interface: true,
     }
 }
 
