@@ -67,8 +67,12 @@ pub(crate) async fn run(
     let mut allocators = Allocators::new(&settings);
     let mut remembered = Remembered::read(Notes::at(&settings.state));
     let mut offers: Option<Offers> = None;
+    let mut expiry: Option<Instant> = None;
+    let mut complaint = None;
     loop {
-        let expiry = offers.as_ref().and_then(|offers| offers.expires(Instant::now()));
+        // A time that was set stands, however much happens until then.
+        let expires = offers.as_ref().and_then(|offers| offers.expires(Instant::now()));
+        expiry = expires.map(|expires| expiry.map_or(expires, |set| set.min(expires)));
         tokio::select! {
             changed = sight.changed() => {
                 if changed.is_err() {
@@ -83,7 +87,7 @@ pub(crate) async fn run(
                         let is_ours = |resource: &ResourceName| {
                             survey.config.pools.of(resource).is_some() || remembered.has(resource)
                         };
-                        let given = given(&settings, is_ours).unwrap_or_else(|| {
+                        let given = given(&settings, is_ours, &mut complaint).unwrap_or_else(|| {
                             remembered.doubt();
                             Given::new()
                         });
@@ -108,9 +112,13 @@ pub(crate) async fn run(
                 let _ = reply.send(answer);
             }
             () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
+                expiry = None;
                 if let Some(offers) = &mut offers {
-                    let given = given(&settings, |resource| offers.is_ours(resource)).unwrap_or_default();
-                    offers.expire(&given, Instant::now());
+                    let given = given(&settings, |resource| offers.is_ours(resource), &mut complaint);
+                    // Where nobody can tell what pods have, any of it may be theirs.
+                    if let Some(given) = given {
+                        offers.expire(&given, Instant::now());
+                    }
                 }
             }
             () = stop.cancelled() => return,
@@ -129,16 +137,27 @@ pub(crate) async fn run(
     }
 }
 
-/// What the kubelet has given to pods of resources that are ours, by its checkpoint; none if that cannot be read. A hint: without it we
-/// know a little less.
-fn given(settings: &Settings, is_ours: impl Fn(&ResourceName) -> bool) -> Option<Given> {
+/// What the kubelet has given to pods of resources that are ours, by its checkpoint; none if that cannot be read, which is said once.
+fn given(
+    settings: &Settings,
+    is_ours: impl Fn(&ResourceName) -> bool,
+    complaint: &mut Option<String>,
+) -> Option<Given> {
     match checkpoint::given(&settings.kubelet.checkpoint()) {
         Ok(mut given) => {
+            *complaint = None;
             given.retain(|_, resource| is_ours(resource));
             Some(given)
         }
         Err(error) => {
-            warn!(reason = format!("{error:#}"), "the kubelet's checkpoint cannot be read");
+            let reason = format!("{error:#}");
+            if complaint.as_ref() != Some(&reason) {
+                warn!(
+                    reason,
+                    "the kubelet's checkpoint cannot be read: what is not offered any more stays in the list"
+                );
+            }
+            *complaint = Some(reason);
             None
         }
     }
@@ -146,6 +165,7 @@ fn given(settings: &Settings, is_ours: impl Fn(&ResourceName) -> bool) -> Option
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use config::Config;
@@ -176,25 +196,29 @@ mod tests {
         }))
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn times_are_counted_from_the_event_however_long_it_was_quiet_before() {
-        let root = tempfile::tempdir().unwrap();
-        let settings = Settings {
+    fn settings(root: &Path) -> Settings {
+        Settings {
             config: None,
             pool: pool(),
-            kubelet: kubelet_api::KubeletDir::at(root.path()),
+            kubelet: kubelet_api::KubeletDir::at(root),
             registration: crate::advertise::Way::default(),
-            state: root.path().to_owned(),
-            device_info: root.path().to_owned(),
-            sysfs: root.path().to_owned(),
+            state: root.to_owned(),
+            device_info: root.to_owned(),
+            sysfs: root.to_owned(),
             node_addresses: Vec::new(),
             api_servers: Vec::new(),
             offer_lifeline: std::collections::BTreeSet::new(),
             listen: None,
-            cdi: root.path().to_owned(),
+            cdi: root.to_owned(),
             extras: crate::allocate::Extras::default(),
             events: None,
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn times_are_counted_from_the_event_however_long_it_was_quiet_before() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = settings(root.path());
         let (sight, sight_out) = watch::channel(Sight::Unknown);
         let (lists, lists_out) = watch::channel(None);
         let (desk, requests) = Desk::new();
@@ -223,6 +247,41 @@ mod tests {
         assert_eq!(listed(), std::slice::from_ref(&given));
         sleep(WITHDRAWN_FOR).await;
         assert_eq!(listed(), []);
+
+        stop.cancel();
+        task.await.unwrap();
+    }
+    #[tokio::test(start_paused = true)]
+    async fn what_is_gone_leaves_the_list_in_time_and_stays_where_nobody_can_tell_what_pods_have() {
+        let root = tempfile::tempdir().unwrap();
+        let checkpoint = kubelet_api::KubeletDir::at(root.path()).checkpoint();
+        std::fs::create_dir_all(checkpoint.parent().unwrap()).unwrap();
+        std::fs::write(&checkpoint, "{").unwrap();
+        let (sight, sight_out) = watch::channel(Sight::Unknown);
+        let (lists, lists_out) = watch::channel(None);
+        let (_desk, requests) = Desk::new();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(settings(root.path()), sight_out, requests, lists, stop.clone()));
+        let listed = || {
+            let lists: Lists = lists_out.borrow().clone();
+            lists.unwrap()[&pool().resource].len()
+        };
+        sight.send_replace(node(&["0000:00:09.0"]));
+        sleep(BLINK).await;
+        // The node changes all the time.
+        let look = async || {
+            sight.send_replace(node(&[]));
+            sleep(BLINK).await;
+        };
+        for _ in 0..60 {
+            look().await;
+        }
+        assert_eq!(listed(), 1);
+        std::fs::remove_file(&checkpoint).unwrap();
+        for _ in 0..15 {
+            look().await;
+        }
+        assert_eq!(listed(), 0);
 
         stop.cancel();
         task.await.unwrap();
