@@ -129,24 +129,27 @@ impl DevicePlugin for Service {
         for container in request.into_inner().container_requests {
             let answer = self.desk.allocate(self.resource.clone(), container.device_ids).await;
             let answer = answer.map_err(|_| Status::unavailable("the agent stops"))?;
-            self.view.metrics().allocated(&self.resource, &answer);
             containers.push(answer.map_err(|refusal| {
                 warn!(reason = %refusal, "Allocate refused");
+                self.view.metrics().refused(&self.resource, refusal.class());
                 status(&refusal)
             })?);
         }
-        for offer in containers.iter().flatten() {
-            info!("DeviceID in Allocate: {}", offer.id);
-        }
+        let given: Vec<_> = containers.iter().flatten().map(|offer| offer.id.clone()).collect();
         let list = Arc::clone(&self.list.borrow());
-        let answer = self.allocator.answer(containers, list).await;
-        Ok(Response::new(answer.map_err(|failure| {
+        let answer = self.allocator.answer(containers, list).await.map_err(|failure| {
             warn!(reason = %failure, "Allocate failed");
+            self.view.metrics().refused(&self.resource, failure.class());
             match failure {
                 Failure::Unusable { .. } => Status::failed_precondition(failure.to_string()),
                 Failure::Stopping => Status::unavailable(failure.to_string()),
             }
-        })?))
+        })?;
+        for id in &given {
+            info!("DeviceID in Allocate: {id}");
+        }
+        self.view.metrics().allocated(&self.resource, given.len());
+        Ok(Response::new(answer))
     }
 
     async fn pre_start_container(

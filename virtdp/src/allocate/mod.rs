@@ -75,6 +75,19 @@ pub(crate) enum Failure {
     Stopping,
 }
 
+impl Failure {
+    /// All that [`Failure::class`] may be.
+    pub(crate) const CLASSES: [&str; 2] = ["unusable", "stopping"];
+
+    /// The reason in one word, for metrics.
+    pub(crate) fn class(&self) -> &'static str {
+        match self {
+            Failure::Unusable { .. } => "unusable",
+            Failure::Stopping => "stopping",
+        }
+    }
+}
+
 impl Allocator {
     pub(crate) fn new(settings: &Settings, resource: &ResourceName) -> Self {
         Allocator {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::events::Outcome;
 use crate::advertise::{Ended, Refusal, Trouble};
+use crate::allocate::Failure;
 use crate::repatriate::Homecoming;
 
 /// The counters of one agent, and the little state that nobody else keeps.
@@ -103,6 +104,7 @@ impl Metrics {
         }
         for (family, reasons) in [
             (&self.0.refusals, Refusal::CLASSES.as_slice()),
+            (&self.0.refusals, &Failure::CLASSES),
             (&self.0.registration_failures, &Trouble::CLASSES),
             (&self.0.registrations_ended, &Ended::CLASSES),
         ] {
@@ -143,14 +145,14 @@ impl Metrics {
     }
 
     /// The kubelet asked for devices, and got them or not.
-    pub(crate) fn allocated<T>(&self, resource: &ResourceName, answer: &Result<Vec<T>, Refusal>) {
-        match answer {
-            Ok(devices) => {
-                let devices = u64::try_from(devices.len()).unwrap_or(u64::MAX);
-                self.0.allocations.get_or_create(&OfPool::new(resource)).inc_by(devices);
-            }
-            Err(refusal) => count(&self.0.refusals, resource, refusal.class()),
-        }
+    pub(crate) fn allocated(&self, resource: &ResourceName, devices: usize) {
+        let devices = u64::try_from(devices).unwrap_or(u64::MAX);
+        self.0.allocations.get_or_create(&OfPool::new(resource)).inc_by(devices);
+    }
+
+    /// A container got none, by a reason of [`Refusal::CLASSES`] or [`Failure::CLASSES`].
+    pub(crate) fn refused(&self, resource: &ResourceName, class: &'static str) {
+        count(&self.0.refusals, resource, class);
     }
 
     /// An Event was to be posted.
