@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -169,8 +170,11 @@ async fn connection(stream: Stream, view: View) {
     }
 }
 
-/// Removes the socket of an agent that was killed.
+/// Removes the socket of an agent that was killed, and nothing else.
 async fn remove_dead(path: &Path) {
+    if !std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        return;
+    }
     let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
     if UnixStream::connect(path).await.is_err_and(|error| refused(&error)) {
         // If it stays, binding says why.
@@ -181,6 +185,19 @@ async fn remove_dead(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn only_a_socket_that_nobody_serves_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        std::fs::write(at("file"), "").unwrap();
+        let _served = std::os::unix::net::UnixListener::bind(at("served")).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(at("dead")).unwrap());
+        for (name, stays) in [("file", true), ("served", true), ("dead", false), ("none", false)] {
+            remove_dead(&at(name)).await;
+            assert_eq!(at(name).exists(), stays, "{name}");
+        }
+    }
 
     #[test]
     fn an_address_is_an_ip_with_a_port_or_a_socket() {
