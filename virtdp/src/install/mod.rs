@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// Also make virt-meta the node's first CNI plugin, in front of the cluster's network. Not beside Multus
     #[arg(long)]
     meta: bool,
+    /// Let virt-meta keep pods to the networks of their own namespace
+    #[arg(long, requires = "meta")]
+    namespace_isolation: bool,
     /// How long to wait for the cluster's own network configuration, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     wait: u64,
@@ -197,6 +200,7 @@ fn meta_plugin(options: &Options, host: &Host, kubelet_dir: &Path) -> Result<Met
         kubelet_dir,
         &options.service_account,
         options.server.as_deref(),
+        options.namespace_isolation,
     )
 }
 

@@ -19,6 +19,8 @@ const CONFIG: &str = "00-virt-meta.conf";
 const FOLDER: &str = "virt-meta.d";
 const KUBECONFIG: &str = "kubeconfig";
 const TOKEN: &str = "token";
+/// The configuration as it was written last: one that differs from it was adapted by somebody.
+const WRITTEN: &str = "written.json";
 const OWN_TYPE: &str = "virt-meta";
 /// Other meta plugins: two of them would both want to be first.
 const RIVALS: [&str; 3] = ["multus", "multus-shim", "genie"];
@@ -88,7 +90,7 @@ pub(super) fn uninstall(conf_dir: &Path) -> Result<Vec<String>> {
         done.push(format!("{} removed", conf_dir.join(CONFIG).display()));
     }
     let folder = conf_dir.join(FOLDER);
-    for name in [KUBECONFIG, TOKEN] {
+    for name in [KUBECONFIG, TOKEN, WRITTEN] {
         if folder.is_dir() {
             files::remove_durably(&folder, name)?;
         }
@@ -119,6 +121,7 @@ impl MetaPlugin {
         kubelet_dir: &Path,
         service_account: &Path,
         server: Option<&str>,
+        namespace_isolation: bool,
     ) -> Result<MetaPlugin> {
         let server = match server {
             Some(server) => server.to_owned(),
@@ -140,8 +143,13 @@ impl MetaPlugin {
             "clusterNetwork": node_conf_dir.join(cluster),
             "kubeconfig": folder.join(KUBECONFIG),
         });
-        if let Some(config) = config.as_object_mut().filter(|_| kubelet_dir != Path::new(KUBELET_DIR)) {
-            config.insert("kubeletDir".to_owned(), json!(kubelet_dir));
+        if let Some(config) = config.as_object_mut() {
+            if kubelet_dir != Path::new(KUBELET_DIR) {
+                config.insert("kubeletDir".to_owned(), json!(kubelet_dir));
+            }
+            if namespace_isolation {
+                config.insert("namespaceIsolation".to_owned(), json!(true));
+            }
         }
         Ok(MetaPlugin {
             config,
@@ -158,21 +166,26 @@ impl MetaPlugin {
         self.copy_token(&folder)?;
         files::replace(&folder, KUBECONFIG, &pretty(&self.kubeconfig)?, SECRET)?;
         let path = self.conf_dir.join(CONFIG);
-        let there = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        let done = match there {
-            Some(there) if there == self.config => format!("{} is up to date", path.display()),
-            // Somebody has adapted it; what it says is theirs.
-            Some(there) if there.get("type") == Some(&Value::from(OWN_TYPE)) => {
-                format!(
+        let there = json_in(&path);
+        let done = match &there {
+            Some(there) if *there == self.config => format!("{} is up to date", path.display()),
+            // What it says is theirs.
+            Some(adapted)
+                if adapted.get("type") == Some(&Value::from(OWN_TYPE))
+                    && there != json_in(&folder.join(WRITTEN)) =>
+            {
+                return Ok(vec![format!(
                     "{} is kept as it is: it was adapted by hand; remove it to have it made anew",
                     path.display()
-                )
+                )]);
             }
             _ => {
                 files::replace(&self.conf_dir, CONFIG, &pretty(&self.config)?, SECRET)?;
                 format!("{} written: pods get the networks they ask for", path.display())
             }
         };
+        // After it: if we are killed in between, the next time finds it up to date.
+        files::replace(&folder, WRITTEN, &pretty(&self.config)?, SECRET)?;
         Ok(vec![done])
     }
 
@@ -214,6 +227,10 @@ pub(crate) fn server_from_environment() -> Result<String> {
             "no API server is known: set --server, or run in a pod (KUBERNETES_SERVICE_HOST, KUBERNETES_SERVICE_PORT)"
         ),
     }
+}
+
+fn json_in(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// JSON is YAML, too.

@@ -42,6 +42,7 @@ impl Bench {
             cni_bin_dir: "/opt/cni/bin".into(),
             cni_conf_dir: "/etc/cni/net.d".into(),
             meta,
+            namespace_isolation: false,
             wait: 0,
             service_account: self.path("account"),
             server: Some("https://192.0.2.1:6443".into()),
@@ -204,6 +205,26 @@ fn a_configuration_that_was_adapted_by_hand_stays() {
     bench.write("host/etc/cni/net.d/00-virt-meta.conf", adapted);
     install(&bench.options(true)).unwrap();
     assert_eq!(bench.read("host/etc/cni/net.d/00-virt-meta.conf").as_deref(), Some(adapted));
+}
+
+#[test]
+fn a_configuration_that_nobody_adapted_follows_the_cluster_network_and_the_flags() {
+    let bench = Bench::new();
+    bench.write("host/etc/cni/net.d/20-old.conflist", CLUSTER);
+    install(&bench.options(true)).unwrap();
+    bench.write("host/etc/cni/net.d/10-new.conflist", CLUSTER);
+    let isolated = Options { namespace_isolation: true, ..bench.options(true) };
+    install(&isolated).unwrap();
+    let file = "host/etc/cni/net.d/00-virt-meta.conf";
+    let mut config: serde_json::Value = serde_json::from_str(&bench.read(file).unwrap()).unwrap();
+    assert_eq!(config["clusterNetwork"], "/etc/cni/net.d/10-new.conflist");
+    assert_eq!(config["namespaceIsolation"], true);
+    // From here on it is somebody's, whatever we would write.
+    config["stateDir"] = "/srv/virtnet".into();
+    bench.write(file, &config.to_string());
+    install(&bench.options(true)).unwrap();
+    install(&isolated).unwrap();
+    assert_eq!(bench.read(file), Some(config.to_string()));
 }
 
 #[test]

@@ -41,6 +41,9 @@ capabilities:
 - --meta
 - --kubelet-dir={{ .Values.node.kubeletDir }}
 - --wait={{ .Values.meta.waitSeconds }}
+{{- if .Values.meta.namespaceIsolation }}
+- --namespace-isolation
+{{- end }}
 {{- end }}
 {{- end -}}
 
