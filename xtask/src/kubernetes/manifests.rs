@@ -69,14 +69,15 @@ const WRONG_EDITS: [(&str, &str, &str, &[&str]); 5] = [
 const ONE_CAPABILITY: &str = r#"tr -d ' \n' | grep -o '"add":\[[^]]*\],"drop":\["ALL"\]' | grep -x '"add":\["NET_ADMIN"\],"drop":\["ALL"\]' | wc -l | grep -x 1"#;
 
 /// The components, and what reads the objects and fails unless each did what it is for.
-const COMPONENTS: [(&str, &str); 5] = [
+const COMPONENTS: [(&str, &str); 6] = [
     ("repatriate", ONE_CAPABILITY),
     (
         "cdi",
         r#"tr -d ' \n' | grep '"--cdi".*"mountPath":"/var/run/cdi".*"path":"/var/run/cdi"' | wc -l | grep -x 1"#,
     ),
+    ("metrics", "grep -e --listen=0.0.0.0:9402"),
     ("pools", "grep -e --config=/etc/virtnet/pools.yaml"),
-    ("plugins-registry", r#"grep -c -e '"--registration=plugins-registry"' | grep -x 3"#),
+    ("plugins-registry", r#"grep -c -e '"--registration=plugins-registry"' | grep -x 2"#),
     (
         "events",
         r#"tr -d ' \n' | grep -e '"--events"' | grep -e '"kind":"ServiceAccount","name":"vir' | grep -v no-token"#,
@@ -84,7 +85,7 @@ const COMPONENTS: [(&str, &str); 5] = [
 ];
 
 /// Values that the chart refuses, and the key that the refusal names.
-const WRONG_VALUES: [(&str, &str); 9] = [
+const WRONG_VALUES: [(&str, &str); 10] = [
     ("--set registration=registry", "registration"),
     ("--set resource=virt", "resource"),
     ("--set drivers=null", "drivers"),
@@ -92,6 +93,7 @@ const WRONG_VALUES: [(&str, &str); 9] = [
     ("--set node.kubeletDir=var/lib/kubelet", "kubeletDir"),
     ("--set image.pullPolicy=Sometimes", "pullPolicy"),
     ("--set verbosity=11", "verbosity"),
+    ("--set extraArgs={need-tun}", "extraArgs"),
     ("--set meta.enabeld=false", "enabeld"),
     ("--set-string meta.enabled=yes", "enabled"),
 ];
@@ -198,7 +200,7 @@ impl Desk<'_> {
             &format!(
                 "helm upgrade virtnet {CHART} --namespace virtnet --set meta.enabled=false --set node.kubeletDir=/var/lib/k0s/kubelet \
                  --set resource=example.com/nic --set 'drivers={{virtio_net,vmxnet3}}' --set image.repository=registry.example/virtnet \
-                 --set repatriate=true --set registration=plugins-registry"
+                 --set repatriate=true --set registration=plugins-registry --set 'extraArgs={{--need-tun}}'"
             ),
         )?;
         self.succeeds(
