@@ -68,7 +68,7 @@ fn every_path_of_this_project_is_there() {
             ["deployments/", "docs/", "tests/", "crates/"].iter().any(|begin| word.starts_with(begin))
         };
         for word in words.filter(ours) {
-            let word = word.trim_end_matches(['.', '/']);
+            let word = word.split('#').next().unwrap_or(word).trim_end_matches(['.', '/']);
             let found =
                 [workspace.as_path(), path.parent().unwrap()].iter().any(|folder| folder.join(word).exists());
             assert!(found, "{}: there is no {word}", path.display());

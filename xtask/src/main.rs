@@ -1,4 +1,4 @@
-//! The project's commands: demo, test, fuzz, kubernetes, image, vm, build.
+//! The project's commands, a module for each.
 
 mod bench;
 mod build;
@@ -40,7 +40,7 @@ enum Command {
     Bench(bench::Options),
     /// Feed bytes that nobody thought of to what reads input, under libFuzzer
     Fuzz(fuzz::Options),
-    /// Walk through the whole flow on a real Kubernetes node in a VM, once with each meta plugin
+    /// Check against the real Kubernetes: device manager, manifests, a node in a VM with each meta plugin
     Kubernetes(kubernetes::Options),
     /// Make the container image, with its bill of materials: an OCI archive for each architecture
     Image(image::command::Options),
