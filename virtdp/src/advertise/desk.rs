@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::offers::{Given, Offer, Offers, Refusal};
+use super::released::Released;
 use super::remembered::Remembered;
 use crate::allocate::{Allocators, checkpoint};
 use crate::cli::Settings;
@@ -69,6 +70,7 @@ pub(crate) async fn run(
     let mut offers: Option<Offers> = None;
     let mut expiry: Option<Instant> = None;
     let mut complaint = None;
+    let mut released = Released::default();
     loop {
         // A time that was set stands, however much happens until then.
         let expires = offers.as_ref().and_then(|offers| offers.expires(Instant::now()));
@@ -116,7 +118,9 @@ pub(crate) async fn run(
                 if let Some(offers) = &mut offers {
                     let given = given(&settings, |resource| offers.is_ours(resource), &mut complaint);
                     // Where nobody can tell what pods have, any of it may be theirs.
-                    if let Some(given) = given {
+                    if let Some(mut given) = given {
+                        let doubtful = offers.hanging_on(&given, Instant::now());
+                        released.strike(&settings.kubelet.pod_resources_socket(), &doubtful, &mut given).await;
                         offers.expire(&given, Instant::now());
                     }
                 }

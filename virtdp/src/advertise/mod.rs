@@ -14,6 +14,7 @@ mod introduction;
 mod names;
 mod offers;
 mod patience;
+mod released;
 mod remembered;
 mod resources;
 mod service;

@@ -229,9 +229,7 @@ impl Offers {
     pub(crate) fn expire(&mut self, given: &Given, now: Instant) {
         let leased = &self.leased;
         self.entries.retain(|(_, id), entry| {
-            let in_flight = entry.in_flight_until.is_some_and(|until| now < until);
-            let fresh = entry.withdrawn.is_none_or(|since| now < since + WITHDRAWN_FOR);
-            if fresh || in_flight || leased.contains(id) || given.contains_key(id) {
+            if entry.stays(now) || leased.contains(id) || given.contains_key(id) {
                 return true;
             }
             match entry.next.take() {
@@ -242,6 +240,13 @@ impl Offers {
                 None => false,
             }
         });
+    }
+
+    /// What [`Offers::expire`] would drop, were it not in `given`; each with the resource as which it was given.
+    pub(crate) fn hanging_on(&self, given: &Given, now: Instant) -> Vec<(DeviceId, ResourceName)> {
+        let old =
+            self.entries.iter().filter(|((_, id), entry)| !entry.stays(now) && !self.leased.contains(id));
+        old.filter_map(|((_, id), _)| Some((id.clone(), given.get(id)?.clone()))).collect()
     }
 
     /// When [`Offers::expire`] may have something to do.
@@ -344,6 +349,12 @@ fn offer(seen: &Seen, membership: &Membership, health: &Health, lease_mac: Optio
 }
 
 impl Entry {
+    /// Whether it stays in the list whoever has it.
+    fn stays(&self, now: Instant) -> bool {
+        self.withdrawn.is_none_or(|since| now < since + WITHDRAWN_FOR)
+            || self.in_flight_until.is_some_and(|until| now < until)
+    }
+
     fn new(offer: Offer) -> Entry {
         Entry { offer, unwanted: None, next: None, withdrawn: None, in_flight_until: None }
     }
