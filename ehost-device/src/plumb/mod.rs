@@ -1,7 +1,7 @@
 //! ADD: the NIC into the pod, with addresses, or nothing changed at all.
 //!
-//! 1. see that the kubelet gave the device to the pod; lock it; see that it is the NIC that is known by its ID, whose it is, and that
-//!    it does not carry the node; see that its names are free in the pod;
+//! 1. see that the kubelet gave the device to the pod; lock it; see that it is the NIC that is known by its ID, that there is the IPAM
+//!    plugin, whose the NIC is, and that it does not carry the node; see that its names are free in the pod;
 //! 2. write the lease: from here on every process that comes after us can undo what we do;
 //! 3. move and rename in one message; queues, the VLAN upon it; IPAM; sysctls, addresses, routes;
 //! 4. note in the lease that it is complete.
@@ -70,6 +70,9 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     // Before its lease is closed, which may be all that tells.
     let confirm = |link: &Link| identity.confirm(link).or_else(|refusal| settings.another_nic.weigh(refusal));
     chosen.link.as_ref().map_or(Ok(()), confirm)?;
+    let plugins = settings.surroundings.plugins(&add.environment.path);
+    // Before there is a lease: without one, a DEL that does not find the plugin, either, knows that there is no address to give back.
+    add.config.ipam_type()?.map_or(Ok(()), |ipam| plugins.find(&ipam).map(drop))?;
     let (link, inherited) = clear(&mut node, &entry, &settings, &wanted, add)?;
     let link = match link {
         Some(link) => link,

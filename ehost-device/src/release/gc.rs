@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use cni::Error;
 use cni::delegate::Plugins;
 use cni::plugin::Gc;
-use ledger::{Entry, Lease};
+use ledger::Lease;
 
-use super::{bring_home, give_back, leases, lock, stands};
+use super::{bring_home, give_back, keep, leases, lock, stands};
 use crate::code;
 use crate::config::Surroundings;
 use crate::log::Steps;
@@ -62,12 +62,4 @@ fn stale_leases(gc: &Gc, surroundings: &Surroundings, plugins: &Plugins) -> Vec<
         }
     }
     outcomes
-}
-
-/// Leaves a lease where none is left: by it the next GC, or whoever wants the NIC, knows of the addresses.
-fn keep(entry: &Entry<'_>, lease: &Lease) -> Result<(), Error> {
-    match entry.read().map_err(code::ledger)? {
-        Some(_) => Ok(()),
-        None => ledger::keep(entry, lease).map_err(code::ledger),
-    }
 }

@@ -64,13 +64,21 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
     // without a lease, for a container that was never attached.
     steps.begin("ipam");
     let plugins = surroundings.plugins(&del.environment.path);
-    let given_back = match del.config.ipam_type() {
-        Ok(_) => plugins.ipam_del(&del.config, &del.environment),
-        // No plugin can have been called by such a name, so none has given an address.
-        Err(error) => {
-            cni::tell!("ehost-device: {error}: there is no address to give back");
+    let absent = absent_plugin(&plugins, &del.config);
+    let given_back = match &absent {
+        // An ADD looks for the plugin before it writes a lease, so none was called.
+        Some(error) if devices.is_empty() && held.is_empty() => {
+            cni::tell!("ehost-device: WARNING: {error}: without a lease, there is no address to give back");
             Ok(())
         }
+        _ => match del.config.ipam_type() {
+            Ok(_) => plugins.ipam_del(&del.config, &del.environment),
+            // No plugin can have been called by such a name, so none has given an address.
+            Err(error) => {
+                cni::tell!("ehost-device: {error}: there is no address to give back");
+                Ok(())
+            }
+        },
     };
     steps.begin("home");
     match owner::node(ledger) {
@@ -81,7 +89,11 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
             }
             for entry in held {
                 let outcome = stands(&entry, mine).and_then(|lease| {
-                    lease.map_or(Ok(()), |lease| bring_home(&mut node, &entry, &lease, del.netns.as_deref()))
+                    let Some(lease) = lease else { return Ok(()) };
+                    let home = bring_home(&mut node, &entry, &lease, del.netns.as_deref());
+                    // The next DEL must know that there is an address.
+                    let kept = if absent.is_some() { keep(&entry, &lease) } else { Ok(()) };
+                    Error::all([home, kept])
                 });
                 errors.extend(outcome.err());
             }
@@ -89,6 +101,11 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
         Err(error) => errors.push(code::io("look at the node's network")(error)),
     }
     Error::all(std::iter::once(given_back).chain(errors.into_iter().map(Err)))
+}
+
+/// That the IPAM plugin is not there, if it is not.
+fn absent_plugin(plugins: &Plugins, config: &Config) -> Option<Error> {
+    plugins.find(&config.ipam_type().ok()??).err()
 }
 
 /// The device that an ADD with this configuration takes.
@@ -148,6 +165,14 @@ fn bring_home(node: &mut Node, entry: &Entry<'_>, lease: &Lease, netns: Option<&
         ),
     }
     Ok(())
+}
+
+/// Leaves a lease where none is left: by it the next DEL or GC, or whoever wants the NIC, knows of the addresses.
+fn keep(entry: &Entry<'_>, lease: &Lease) -> Result<(), Error> {
+    match entry.read().map_err(code::ledger)? {
+        Some(_) => Ok(()),
+        None => ledger::keep(entry, lease).map_err(code::ledger),
+    }
 }
 
 /// Gives back the addresses of a container whose DEL never came, by calling IPAM as that would have; before the lease is closed,

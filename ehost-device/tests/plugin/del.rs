@@ -248,6 +248,44 @@ fn an_ipam_plugin_that_hangs_in_del_is_ended_and_the_nic_comes_home() {
 }
 
 #[test]
+fn an_ipam_plugin_that_is_not_there_is_missed_before_the_move_and_the_del_that_follows_succeeds() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let log = bench.folder.path().join("log.json");
+    let mistyped = bench.config(json!({"ipam": {"type": "host-locall"}, "log": log}));
+    let refused = bench.run("ADD", &mistyped);
+    assert_eq!(refused.code(), 5);
+    assert!(refused.text().contains("plugin host-locall was not found"), "{}", refused.text());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains(r#""step":"judge""#) && !log.contains("move") && !log.contains("undo"), "{log}");
+    bench.assert_untouched(&before);
+    let told = bench.run("DEL", &mistyped).expect().stderr;
+    assert!(told.contains("WARNING: plugin host-locall was not found"), "{told}");
+    assert!(bench.asked().is_empty());
+}
+
+#[test]
+fn while_an_ipam_plugin_that_gave_an_address_is_away_del_brings_the_nic_home_and_fails() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    let plugin = bench.folder.path().join("bin/answers");
+    std::fs::rename(&plugin, plugin.with_extension("away")).unwrap();
+    for _ in 0..2 {
+        let failed = bench.run("DEL", &config);
+        assert_eq!(failed.code(), 5);
+        assert!(failed.text().contains("plugin answers was not found"), "{}", failed.text());
+        assert_eq!(bench.portrait(), before);
+        assert!(bench.lease().exists(), "nobody would know of the address");
+    }
+    std::fs::rename(plugin.with_extension("away"), plugin).unwrap();
+    bench.run("DEL", &config).expect();
+    bench.assert_untouched(&before);
+    assert_eq!(bench.asked(), ["ADD", "DEL"]);
+}
+
+#[test]
 fn an_ipam_plugin_that_fails_in_del_is_told_and_the_nic_comes_home_all_the_same() {
     let bench = Bench::new();
     let before = bench.portrait();
