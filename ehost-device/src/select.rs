@@ -2,6 +2,7 @@
 
 use cni::{Code, Error};
 use ledger::{Lease, Ledger, Node, Stage};
+use linux::Devices;
 use nic::{DeviceId, Link, MacAddr};
 
 use crate::code::{self, DEVICE_NOT_FOUND};
@@ -54,13 +55,28 @@ fn by_device(node: &mut Node, id: &DeviceId) -> Result<Chosen, Error> {
     let parents = node.devices.parent_names(&id).map_err(code::io(format!("look for device {id}")))?;
     if parents.is_empty() {
         let message = format!("there is no device {id} on this node");
-        return Err(
-            Error::new(DEVICE_NOT_FOUND, message).with_details("the PCI and virtio buses were searched")
-        );
+        return Err(Error::new(DEVICE_NOT_FOUND, message).with_details("all buses were searched"));
     }
     let links = node.routes.links().map_err(code::io("list interfaces"))?;
     let ours = |link: &Link| link.parent_device.as_ref().is_some_and(|parent| parents.contains(parent));
     Ok(Chosen { link: links.into_iter().find(ours), id })
+}
+
+/// Refuses a NIC that nobody would find again: one that has a device, but by a name that is on no bus. It would not be known in the pod, nor where
+/// the kernel puts it when the pod ends.
+///
+/// # Errors
+/// Code 100.
+pub(crate) fn is_found_again(devices: &Devices, id: &DeviceId, link: &Link) -> Result<(), Error> {
+    let Some(parent) = &link.parent_device else { return Ok(()) };
+    let parents = devices.parent_names(id).map_err(code::io(format!("look for device {id}")))?;
+    if parents.contains(parent) {
+        return Ok(());
+    }
+    let message = format!("{} could not be brought home from a pod: its device is not found", link.name);
+    let bus = link.parent_bus.as_deref().unwrap_or("no bus");
+    let details = format!("the kernel says that it is {parent} on {bus}; all buses were searched");
+    Err(Error::new(DEVICE_NOT_FOUND, message).with_details(details))
 }
 
 /// Takes the link that was found, or else the lease of a NIC that looked like that before it left.
@@ -112,4 +128,32 @@ fn by_mac(links: &[Link], mac: MacAddr) -> Result<Option<&Link>, Error> {
 fn is_layer(link: &Link) -> bool {
     const LAYERS: [&str; 8] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "bond", "bridge", "team"];
     link.kind.as_deref().is_some_and(|kind| LAYERS.contains(&kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use linux::Netns;
+    use linux::testing::Tree;
+
+    #[test]
+    fn a_nic_whose_device_is_on_no_bus_is_refused_before_it_is_lost() {
+        let tree = Tree::new();
+        tree.virtio_nic("pci0000:00/0000:00:0a.0", "virtio2");
+        let devices = Devices::at(tree.path());
+        let link = Netns::create().unwrap().route_socket().unwrap().link_by_name("lo").unwrap().unwrap();
+        let judged = |id: &str, bus: &str, parent: Option<&str>| {
+            let (parent_bus, parent_device) = (Some(bus.to_owned()), parent.map(str::to_owned));
+            let link = Link { parent_bus, parent_device, ..link.clone() };
+            is_found_again(&devices, &id.parse().unwrap(), &link)
+        };
+        judged("link:lo", "", None).unwrap();
+        judged("0000:00:0a.0", "virtio", Some("virtio2")).unwrap();
+        // A name that can be no ID, and one that sysfs does not have.
+        for (id, parent) in [("link:lo", "a,b@7"), ("a-b", "a-b"), ("0000:00:0a.0", "virtio3")] {
+            let refused = judged(id, "odd", Some(parent)).unwrap_err();
+            assert_eq!(refused.code, DEVICE_NOT_FOUND);
+            assert!(refused.details.contains(&format!("{parent} on odd")), "{refused}");
+        }
+    }
 }

@@ -2,8 +2,10 @@
 //!
 //! A virtio NIC's link names the virtio device (`virtio2`) as its parent, while people, the kubelet and CNI know the
 //! function or device that this sits on (`0000:00:0a.0`, `vd0`). The way between is in `/sys/bus/virtio/devices`, which
-//! is the same in all network namespaces, so a NIC can be recognised in whichever it is.
+//! is the same in all network namespaces, so a NIC can be recognised in whichever it is. On any other bus (Xen, VMBus,
+//! USB, platform) the parent is the device itself.
 
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 
 use nic::{DeviceId, Link};
@@ -23,29 +25,27 @@ impl Devices {
         Devices { sysfs: sysfs.into() }
     }
 
-    /// The names that a link of this device can have as its parent. Empty if there is no such device.
+    /// The names that a link of this device can have as its parent. Empty if there is no such device on any bus.
     ///
     /// # Errors
     /// The bus folders cannot be read.
     pub fn parent_names(&self, id: &DeviceId) -> Result<Vec<String>, Error> {
         let bus = self.sysfs.join("bus");
+        let is_on = |kind: &Path| bus.join(kind).join("devices").join(id.as_str()).exists();
         let mut names = Vec::new();
-        if ["pci", "virtio"].iter().any(|kind| bus.join(kind).join("devices").join(id.as_str()).exists()) {
+        if ["pci", "virtio"].iter().any(|kind| is_on(kind.as_ref())) {
             names.push(id.as_str().to_owned());
         }
-        let folder = bus.join("virtio/devices");
-        let listed = match std::fs::read_dir(&folder) {
-            Ok(listed) => listed,
-            // No virtio bus, no virtio devices.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(names),
-            Err(source) => return Err(Error::File { step: "list", path: folder, source }),
-        };
-        for device in listed.flatten() {
+        for device in list(bus.join("virtio/devices"))? {
             if let Some(name) = device.file_name().to_str()
                 && above(&device.path()).as_deref() == Some(id.as_str())
             {
                 names.push(name.to_owned());
             }
+        }
+        // Some dozens of buses, which nobody asks where the device is on those two.
+        if names.is_empty() && list(bus.clone())?.iter().any(|kind| is_on(kind.file_name().as_ref())) {
+            names.push(id.as_str().to_owned());
         }
         Ok(names)
     }
@@ -73,6 +73,15 @@ impl Devices {
     }
 }
 
+/// What is in a folder: nothing, where the kernel does not have that bus.
+fn list(folder: PathBuf) -> Result<Vec<DirEntry>, Error> {
+    match std::fs::read_dir(&folder) {
+        Ok(listed) => Ok(listed.flatten().collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::File { step: "list", path: folder, source }),
+    }
+}
+
 /// The last component but one of what a device's link leads to: `../../../devices/pci0000:00/0000:00:0a.0/virtio2`.
 fn above(link: &Path) -> Option<String> {
     let target = std::fs::read_link(link).ok()?;
@@ -85,7 +94,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn a_virtio_nic_is_known_by_the_device_below_it_with_or_without_pci() {
+    fn a_nic_is_known_by_its_device_on_any_bus_and_a_virtio_nic_by_the_one_below_it() {
         let root = tempfile::tempdir().unwrap();
         let make = |bus: &str, name: &str, path: &str| {
             let folder = root.path().join("bus").join(bus).join("devices");
@@ -97,6 +106,10 @@ mod tests {
         make("virtio", "virtio2", "devices/pci0000:00/0000:00:0a.0/virtio2");
         make("pci", "0000:81:00.0", "devices/pci0000:80/0000:80:00.0/0000:81:00.0");
         make("virtio", "virtio3", "devices/vd0/virtio3");
+        make("xen", "vif-0", "devices/vif-0");
+        let netvsc = "f8615163-0000-1000-2000-00155d000101";
+        make("vmbus", netvsc, &format!("devices/LNXSYSTM:00/VMBUS:00/{netvsc}"));
+        make("usb", "2-1:1.0", "devices/pci0000:00/0000:00:14.0/usb2/2-1/2-1:1.0");
         let devices = Devices::at(root.path());
         let names = |id: &str| devices.parent_names(&id.parse().unwrap()).unwrap();
         assert_eq!(names("0000:00:0a.0"), ["0000:00:0a.0", "virtio2"]);
@@ -104,6 +117,9 @@ mod tests {
         assert_eq!(names("vd0"), ["virtio3"]);
         assert_eq!(names("virtio2"), ["virtio2"]);
         assert!(names("0000:00:0b.0").is_empty());
+        for elsewhere in ["vif-0", netvsc, "2-1:1.0"] {
+            assert_eq!(names(elsewhere), [elsewhere]);
+        }
         let canonical = |id: &str| devices.canonical(id.parse().unwrap()).to_string();
         assert_eq!((canonical("virtio2"), canonical("vd0")), ("0000:00:0a.0".to_owned(), "vd0".to_owned()));
         // A link is read from the kernel in the other tests; here only its parent matters.
@@ -114,6 +130,9 @@ mod tests {
             ("virtio", "virtio2", "0000:00:0a.0"),
             ("virtio", "virtio3", "vd0"),
             ("pci", "0000:81:00.0", "0000:81:00.0"),
+            ("xen", "vif-0", "vif-0"),
+            ("vmbus", netvsc, netvsc),
+            ("usb", "2-1:1.0", "2-1:1.0"),
         ] {
             link.parent_bus = Some(bus.to_owned());
             link.parent_device = Some(parent.to_owned());

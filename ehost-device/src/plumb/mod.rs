@@ -68,7 +68,11 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     steps.begin("judge");
     let identity = Identity::read(ledger, &entry, &settings.selector, &wanted, &boot_id)?;
     // Before its lease is closed, which may be all that tells.
-    let confirm = |link: &Link| identity.confirm(link).or_else(|refusal| settings.another_nic.weigh(refusal));
+    let devices = node.devices.clone();
+    let confirm = |link: &Link| {
+        select::is_found_again(&devices, &chosen.id, link)?;
+        identity.confirm(link).or_else(|refusal| settings.another_nic.weigh(refusal))
+    };
     chosen.link.as_ref().map_or(Ok(()), confirm)?;
     let plugins = settings.surroundings.plugins(&add.environment.path);
     // Before there is a lease: without one, a DEL that does not find the plugin, either, knows that there is no address to give back.
