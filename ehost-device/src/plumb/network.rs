@@ -23,13 +23,12 @@ const SCOPE_LINK: u8 = 253;
 /// RT_TABLE_MAIN.
 const RT_TABLE_MAIN: u32 = 254;
 
-/// Sets the interface up with its addresses and routes, and the NIC below it, which may be the interface itself.
+/// Sets the interface up with its addresses and routes.
 ///
 /// # Errors
 /// The kernel refused something, or another host has an address.
 pub(super) fn configure(
     pod: &mut Pod,
-    nic: &Link,
     link: &Link,
     sysctls: &[(Sysctl, String)],
     network: &Success,
@@ -43,9 +42,6 @@ pub(super) fn configure(
         pod.netns.set_sysctl(sysctl, &link.name, value).map_err(code::io(what))?;
     }
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
-    if nic.index != link.index {
-        pod.routes.change_link(nic.index, &up).map_err(code::io(what("set up the NIC below")))?;
-    }
     pod.routes.change_link(link.index, &up).map_err(code::io(what("set up")))?;
     for ip in &network.ips {
         pod.routes

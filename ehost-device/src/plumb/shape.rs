@@ -2,7 +2,7 @@
 
 use cni::{Code, Error};
 use ledger::Node;
-use linux::route::Socket;
+use linux::route::{LinkChange, Socket};
 use nic::{Channels, IfName, Link, Rings, Tunable};
 
 use super::Pod;
@@ -82,7 +82,7 @@ pub(super) fn name_in_pod<'a>(wanted: &Interface, link: &'a Link, if_name: &'a I
     if wanted.vlan.is_some() { &link.name } else { if_name }
 }
 
-/// Tunes the NIC and makes the VLAN; returns the interface that the pod is to use.
+/// Tunes the NIC and makes the VLAN, with the NIC below it up; returns the interface that the pod is to use.
 pub(super) fn shape(
     pod: &mut Pod,
     nic: &Link,
@@ -105,6 +105,9 @@ pub(super) fn shape(
 
 fn vlan(routes: &mut Socket, nic: &Link, tag: u16, if_name: &IfName) -> Result<Link, Error> {
     let what = || format!("make VLAN {tag} upon {} in the pod", nic.name);
+    // An IPAM plugin that asks the network (dhcp) sets the VLAN up, which the kernel refuses while the NIC is down.
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    routes.change_link(nic.index, &up).map_err(code::io(format!("set up {} in the pod", nic.name)))?;
     routes.add_vlan(nic.index, if_name, tag).map_err(code::io(what()))?;
     routes
         .link_by_name(if_name.as_str())
@@ -120,6 +123,18 @@ mod tests {
 
     fn link() -> Link {
         Netns::create().unwrap().route_socket().unwrap().link_by_name("lo").unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_nic_below_a_vlan_is_up_before_the_vlan_is_made() {
+        let netns = Netns::create().unwrap();
+        let mut pod = Pod { routes: netns.route_socket().unwrap(), netns };
+        let nic = |pod: &mut Pod| pod.routes.link_by_name("lo").unwrap().unwrap();
+        let wanted = Interface { vlan: Some(5), ..Interface::default() };
+        let before = nic(&mut pod);
+        // No VLAN can be made upon this one.
+        shape(&mut pod, &before, &wanted, Retuning::default(), &"net1".parse().unwrap()).unwrap_err();
+        assert!(!before.up && nic(&mut pod).up);
     }
 
     #[test]

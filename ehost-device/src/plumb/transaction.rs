@@ -62,7 +62,7 @@ impl<'a> Transaction<'a> {
             network::keep_addresses(&mut network, &lease.home.addresses);
         }
         steps.begin("configure");
-        network::configure(self.pod, &nic, &interface, &wanted.sysctls, &network)?;
+        network::configure(self.pod, &interface, &wanted.sysctls, &network)?;
         if wanted.keep_addresses {
             network.routes.extend(network::keep_routes(self.pod, &interface, &lease.home.routes)?);
         }

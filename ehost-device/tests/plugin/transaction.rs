@@ -145,13 +145,20 @@ fn each_step_that_undoes_an_add_fails_and_one_del_puts_all_right() {
     let rich = Rich::new();
     // The kernel refuses the last one.
     let routes = json!([{"dst": "192.0.3.0/24"}, {"dst": "fd01::/64", "gw": "10.0.0.9"}]);
-    let config = rich.network(json!({"routes": routes}));
-    let refused = Trial::run(&rich, "ADD", &config, "");
-    assert!(refused.answer.text().contains("fd01::"), "{}", refused.answer.text());
-    assert_eq!(rich.amiss(), None);
-    let last = refused.steps.iter().position(|step| step.starts_with("add route fd01::/64")).unwrap() + 1;
-    for how in ["", " done", " on"] {
-        undoing_fails(last + 1, how, "undoing an ADD", &rich, &config);
+    // Or the VLAN, if it knows none.
+    let refusals = ["add route fd01::/64", "add VLAN 5"];
+    for (keys, refusals) in
+        [(json!({"routes": routes}), &refusals[..1]), (json!({"routes": routes, "vlan": 5}), &refusals[..])]
+    {
+        let config = rich.network(keys);
+        let refused = Trial::run(&rich, "ADD", &config, "");
+        let text = refused.answer.text();
+        let refusal = refusals.iter().find(|refusal| text.contains(**refusal)).expect(&text);
+        assert_eq!(rich.amiss(), None);
+        let last = refused.steps.iter().rposition(|step| step.starts_with(refusal)).unwrap() + 1;
+        for how in ["", " done", " on"] {
+            undoing_fails(last + 1, how, "undoing an ADD", &rich, &config);
+        }
     }
 }
 
