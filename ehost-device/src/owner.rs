@@ -16,6 +16,8 @@ pub(crate) enum Standing {
     Stale,
     /// It is in use, and the ADD is refused.
     InUse(Error),
+    /// It is in use, and the ADD refused, if it may be hidden ([`ledger::is_hidden`]); otherwise nobody has it.
+    InUseIfHidden(Error),
 }
 
 /// Judges a lease. The caller holds the device's lock, so a lease that is not `Plumbed` is what a dead process left.
@@ -37,7 +39,15 @@ pub(crate) fn judge(lease: &Lease, whereabouts: &Whereabouts, wanted: &Owner) ->
             );
             Standing::InUse(Error::new(Code::TRY_AGAIN, message).with_details(details))
         }
-        (Stage::Plumbed { .. }, Whereabouts::OnNode(_) | Whereabouts::Unknown)
+        (Stage::Plumbed { .. }, Whereabouts::Unknown) => {
+            let message = format!("device {device} is in use by {}", lease.owner);
+            let details = format!(
+                "it is not to be seen in namespace {}, but that is there, and the NIC may be in one below it; a DEL for that container frees it",
+                lease.owner.netns.display()
+            );
+            Standing::InUseIfHidden(Error::new(Code::TRY_AGAIN, message).with_details(details))
+        }
+        (Stage::Plumbed { .. }, Whereabouts::OnNode(_))
         | (Stage::Prepared | Stage::Returning { .. } | Stage::Displaced { .. }, _) => Standing::Stale,
     }
 }
@@ -165,8 +175,12 @@ mod tests {
         let Standing::InUse(other) = judged(plumbed(), Whereabouts::WithOwner, "two") else { panic!() };
         assert_eq!(other.code, Code::TRY_AGAIN);
         assert!(other.message.contains("pod default/testpod1"), "{other}");
+        for container in ["one", "two"] {
+            let hidden = judged(plumbed(), Whereabouts::Unknown, container);
+            assert!(matches!(hidden, Standing::InUseIfHidden(error) if error.code == Code::TRY_AGAIN));
+        }
         for (stage, place) in [
-            (plumbed(), Whereabouts::Unknown),
+            (Stage::Prepared, Whereabouts::Unknown),
             (Stage::Prepared, Whereabouts::WithOwner),
             (Stage::Returning { fault: None }, Whereabouts::WithOwner),
             (Stage::Displaced { name: "eth1-2".parse().unwrap() }, Whereabouts::Unknown),

@@ -63,6 +63,21 @@ pub fn whereabouts(node: &mut Node, lease: &Lease) -> Result<Whereabouts, linux:
     })
 }
 
+/// Whether a NIC that is nowhere to be seen ([`Whereabouts::Unknown`]) may still be its owner's: the owner's network namespace lives, and a pod
+/// can take its NIC to another one below that. Not where it is known to exist no more.
+///
+/// # Errors
+/// A namespace or sysfs cannot be read.
+pub fn is_hidden(node: &mut Node, lease: &Lease) -> Result<bool, linux::Error> {
+    if open_owners(node, lease)?.is_none() {
+        return Ok(false);
+    }
+    let identity = Identity::of(lease, &node.devices)?;
+    let links = node.routes.links()?;
+    // A link without a device may have been deleted or be elsewhere: nobody can tell.
+    Ok(!identity.has_a_device() || !identity.is_gone(lease, &links))
+}
+
 /// Why a NIC did not come home.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -253,7 +268,7 @@ fn look_at_home(
         if let Some(link) = identity.among_node(lease, expected, &links) {
             return Ok(Sight::Seen(Box::new(link.clone())));
         }
-        if identity.is_replaced(lease, &links) || !identity.outlives_its_namespace() {
+        if identity.is_gone(lease, &links) {
             return Ok(Sight::Gone);
         }
         let Some(monitor) = &mut monitor else {

@@ -27,7 +27,9 @@ use linux::files::{self, Lock};
 use nic::DeviceId;
 use serde::{Deserialize, Serialize};
 
-pub use homecoming::{Homecoming, ReturnError, Whereabouts, bring_home, keep, lost, put_right, whereabouts};
+pub use homecoming::{
+    Homecoming, ReturnError, Whereabouts, bring_home, is_hidden, keep, lost, put_right, whereabouts,
+};
 pub use identity::Identities;
 pub use lease::{Home, Lease, Owner, Pod, Stage, Step};
 pub use node::{Node, look_into_pod};

@@ -131,9 +131,14 @@ impl Identity {
         }
     }
 
+    /// Whether it exists no more, where it is among neither the links of its owner's namespace, nor these, of the node's.
+    pub(crate) fn is_gone(&self, lease: &Lease, links: &[Link]) -> bool {
+        self.is_replaced(lease, links) || !self.outlives_its_namespace()
+    }
+
     /// Whether the kernel sends it to the initial namespace when its own ends: not virtual links, which it deletes, and
     /// not what is unplugged.
-    pub(crate) fn outlives_its_namespace(&self) -> bool {
+    fn outlives_its_namespace(&self) -> bool {
         matches!(self, Identity::Parents(parents) if !parents.is_empty())
     }
 
@@ -143,7 +148,7 @@ impl Identity {
     }
 
     /// Whether another NIC is where this one was.
-    pub(crate) fn is_replaced(&self, lease: &Lease, links: &[Link]) -> bool {
+    fn is_replaced(&self, lease: &Lease, links: &[Link]) -> bool {
         match self {
             Identity::Parents(parents) => {
                 links.iter().any(|link| is_at(parents, link) && is_other(lease, link))

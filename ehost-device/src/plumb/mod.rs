@@ -134,7 +134,10 @@ fn clear(
                 .map_err(code::io(format!("look for device {}", lease.device)))?;
             match owner::judge(&lease, &place, wanted) {
                 Standing::InUse(error) => return Err(error),
-                Standing::Stale => inherited = repair(node, entry, &lease, settings, add)?,
+                Standing::InUseIfHidden(error) if is_hidden(node, &lease)? => return Err(error),
+                Standing::Stale | Standing::InUseIfHidden(_) => {
+                    inherited = repair(node, entry, &lease, settings, add)?
+                }
             }
         }
         Err(error @ ledger::Error::Unusable { source: ledger::Fault::Newer { .. }, .. }) => {
@@ -157,6 +160,10 @@ fn clear(
         return Err(Error::new(Code::TRY_AGAIN, message));
     }
     Ok((link, inherited))
+}
+
+fn is_hidden(node: &mut Node, lease: &Lease) -> Result<bool, Error> {
+    ledger::is_hidden(node, lease).map_err(code::io(format!("look for the owner of device {}", lease.device)))
 }
 
 fn repair(

@@ -179,6 +179,29 @@ fn a_nic_that_is_leased_is_refused_and_the_owner_is_named() {
 }
 
 #[test]
+fn a_nic_that_its_pod_took_out_of_sight_is_refused_and_neither_lease_nor_address_is_touched() {
+    let bench = Bench::new();
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    // A namespace that nobody finds from outside, as a container within a container has.
+    let within = Netns::create().unwrap();
+    bench.in_pod(&format!("link set net1 netns {}", path_of(&within).display()));
+    let lease = std::fs::read(bench.lease()).unwrap();
+    let second = Netns::create().unwrap();
+    for (container, netns) in [("two", &second), ("one", &bench.pod)] {
+        let refused = bench.run_for("ADD", container, &path_of(netns).display().to_string(), &config);
+        assert_eq!(refused.code(), 11);
+        for part in ["in use by pod default/testpod1", "in one below it"] {
+            assert!(refused.text().contains(part), "{}", refused.text());
+        }
+        assert_eq!(std::fs::read(bench.lease()).unwrap(), lease);
+    }
+    assert!(within.route_socket().unwrap().link_by_name("net1").unwrap().is_some());
+    assert_eq!(bench.asked(), ["ADD"]);
+    bench.run("DEL", &config).expect();
+}
+
+#[test]
 fn an_ipam_plugin_that_fails_leaves_nothing_behind_and_its_code_is_kept() {
     let bench = Bench::new();
     let before = bench.portrait();
