@@ -175,14 +175,6 @@ impl Config {
         self
     }
 
-    /// The same with another name.
-    #[must_use]
-    pub fn with_name(mut self, name: NetworkName) -> Config {
-        self.object.insert("name".to_owned(), name.as_str().into());
-        self.name = name;
-        self
-    }
-
     /// The same with a previous result, written in the configuration's version.
     #[must_use]
     pub fn with_prev_result(mut self, result: Option<&Success>) -> Config {

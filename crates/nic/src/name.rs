@@ -48,6 +48,9 @@ impl FromStr for IfName {
             _ if text.chars().any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) => {
                 refuse("it contains '/', ':', white space or a control character")
             }
+            _ if text.contains('%') => {
+                refuse("it contains '%', by which the kernel makes up a name of its own")
+            }
             _ => Ok(IfName(text.to_owned())),
         }
     }
@@ -228,7 +231,7 @@ mod tests {
         for good in ["eth0", "net1", "enp0s10", "a.b", "fifteen-bytes-x"] {
             assert_eq!(good.parse::<IfName>().unwrap().as_str(), good);
         }
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx", "a\nb"] {
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx", "a\nb", "net%d"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad:?} was taken");
         }
     }
