@@ -37,8 +37,11 @@ pub use notes::Notes;
 
 /// The form in which this release writes leases, and the newest that it reads.
 const VERSION: u32 = 1;
-/// A lease has about 1 KB; 127 alternative names of 127 bytes make 17.
-const LARGEST: u64 = 256 * 1024;
+/// A lease has about 1 KB; 127 alternative names of 127 bytes make 17, and each route that goes with the NIC some 100 bytes. What is larger
+/// could not be read again.
+const LARGEST: u64 = 4 * 1024 * 1024;
+/// A lease may begin with so much: what comes to it on the way home has room.
+const LARGEST_AT_FIRST: usize = 2 * 1024 * 1024;
 const SUFFIX: &str = ".json";
 
 /// All leases of a node.
@@ -278,7 +281,7 @@ impl Ledger {
                     names.push(file.map_err(failed)?.file_name());
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if is_nowhere(&error) => {}
             Err(source) => return Err(failed(source)),
         }
         names.sort();
@@ -350,8 +353,18 @@ impl Entry<'_> {
         let mut bytes = serde_json::to_vec_pretty(&stored)
             .map_err(|source| Error::Encode { device: self.device.clone(), source })?;
         bytes.push(b'\n');
-        write(&self.ledger.leases, &format!("{}{SUFFIX}", self.device), &bytes)
-            .map_err(|source| Error::Write { device: self.device.clone(), source })
+        let name = format!("{}{SUFFIX}", self.device);
+        let failed = |source| Error::Write { device: self.device.clone(), source };
+        if matches!(lease.stage, Stage::Prepared) && bytes.len() > LARGEST_AT_FIRST {
+            let why = format!("it has {} bytes, and {LARGEST_AT_FIRST} is the most", bytes.len());
+            let source = io::Error::new(io::ErrorKind::FileTooLarge, why);
+            return Err(failed(linux::Error::File {
+                step: "write",
+                path: self.ledger.leases.join(name),
+                source,
+            }));
+        }
+        write(&self.ledger.leases, &name, &bytes).map_err(failed)
     }
 
     /// Removes the lease: the NIC is home. There being none is no error.
@@ -396,11 +409,16 @@ fn read(path: &Path, device: &DeviceId) -> Result<Option<Lease>, Fault> {
     Ok(Some(lease))
 }
 
+/// Whether there is no such file, and can be none: a state folder that is a file has no leases.
+fn is_nowhere(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// What is in a file of ours, if it is there, and this release reads its version.
 fn contents(path: &Path, largest: u64) -> Result<Option<Vec<u8>>, Fault> {
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_nowhere(&error) => return Ok(None),
         Err(error) => return Err(Fault::Io(error)),
     };
     let mut bytes = Vec::new();

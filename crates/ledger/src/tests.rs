@@ -43,6 +43,34 @@ fn patience() -> Duration {
 }
 
 #[test]
+fn a_lease_with_thousands_of_routes_is_read_again_and_one_that_could_not_be_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(folder.path());
+    let with_routes = |count| {
+        let mut lease = lease("0000:00:0a.0");
+        lease.home.routes = vec![lease.home.routes[0].clone(); count];
+        lease
+    };
+    let entry = ledger.lock(&with_routes(0).device, patience()).unwrap();
+    let large = with_routes(10_000);
+    entry.write(&large).unwrap();
+    assert_eq!(entry.read().unwrap(), Some(large.clone()));
+    let refused = entry.write(&with_routes(100_000)).unwrap_err();
+    let why = linux::chain(&refused);
+    assert!(why.contains("0000:00:0a.0") && why.contains("is the most"), "{why}");
+    assert_eq!(entry.read().unwrap(), Some(large));
+}
+
+#[test]
+fn a_state_folder_that_is_a_file_has_no_leases() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let ledger = Ledger::at(file.path());
+    let Listing { leases, unusable } = ledger.list().unwrap();
+    assert!(leases.is_empty() && unusable.is_empty());
+    assert_eq!(ledger.read(&"0000:00:0a.0".parse().unwrap()).unwrap(), None);
+}
+
+#[test]
 fn a_lease_is_written_read_listed_and_closed() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::at(folder.path().join("state"));

@@ -205,6 +205,9 @@ fn del_succeeds_with_a_configuration_that_no_add_could_have_had() {
     }
     let told = bench.run("DEL", &bench.config(json!({"stateDir": "relative"}))).expect();
     assert!(told.stderr.contains("is not an absolute path"), "{}", told.stderr);
+    // Its ADD was refused, since nothing can be written there.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    bench.run("DEL", &bench.config(json!({"stateDir": file.path()}))).expect();
 }
 
 #[test]
