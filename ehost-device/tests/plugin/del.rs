@@ -255,15 +255,15 @@ fn an_ipam_plugin_that_is_not_there_is_missed_before_the_move_and_the_del_that_f
     let bench = Bench::new();
     let before = bench.portrait();
     let log = bench.folder.path().join("log.json");
-    let mistyped = bench.config(json!({"ipam": {"type": "host-locall"}, "log": log}));
+    let mistyped = bench.config(json!({"ipam": {"type": "no-such-plugin"}, "log": log}));
     let refused = bench.run("ADD", &mistyped);
     assert_eq!(refused.code(), 5);
-    assert!(refused.text().contains("plugin host-locall was not found"), "{}", refused.text());
+    assert!(refused.text().contains("plugin no-such-plugin was not found"), "{}", refused.text());
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains(r#""step":"judge""#) && !log.contains("move") && !log.contains("undo"), "{log}");
     bench.assert_untouched(&before);
     let told = bench.run("DEL", &mistyped).expect().stderr;
-    assert!(told.contains("WARNING: plugin host-locall was not found"), "{told}");
+    assert!(told.contains("WARNING: plugin no-such-plugin was not found"), "{told}");
     assert!(bench.asked().is_empty());
 }
 

@@ -156,13 +156,15 @@ async fn a_pool_that_is_removed_while_no_agent_runs_stays_until_no_pod_has_a_nic
     let refused = admit(&kubelet, "three", "fast").await.unwrap_err();
     assert!(refused.to_string().contains("example.com/fast"), "{refused}");
 
+    stage.close_lease(FIRST);
+    stage.poke();
+    allocatable(&kubelet, &[("fast", 0), ("rest", 1)]).await;
     // The real kubelet writes a pod out of its checkpoint when it allocates something the next time.
     let checkpoint = stage.kubelet_dir().checkpoint();
     let stale = read(&checkpoint);
     kubelet.remove_pod("one").await;
+    until("the simulated one has written it out", || read(&checkpoint) != stale);
     std::fs::write(&checkpoint, stale).unwrap();
-    stage.close_lease(FIRST);
-    stage.poke();
     allocatable(&kubelet, &[("rest", 2)]).await;
     agent.says(&["No pod has 0000:00:09.0 any more"]);
     agent.says(&["withdrawn", "example.com/fast"]);
