@@ -42,7 +42,7 @@ const WRONG_EDITS: [(&str, &str, &str, &[&str]); 5] = [
     (
         "a text where a number belongs",
         "deployments/virtnet-multus.yaml",
-        "s/periodSeconds: 10/periodSeconds: often/",
+        "s/periodSeconds: .*/periodSeconds: often/",
         &["cannot unmarshal string", "periodSeconds"],
     ),
     (
