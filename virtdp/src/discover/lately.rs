@@ -14,28 +14,35 @@ use super::survey::Survey;
 /// How long it is held back. To have an address by DHCP takes a few seconds.
 pub(super) const HELD_FOR: Duration = Duration::from_secs(20);
 
-/// Which NICs carried the node, when that was seen last, and why.
+/// Which NICs carry the node, or did until a moment ago.
 #[derive(Debug, Default)]
-pub(super) struct Lately(BTreeMap<DeviceId, (Instant, IfName, Reason)>);
+pub(super) struct Lately(BTreeMap<DeviceId, Carrier>);
+
+#[derive(Debug)]
+struct Carrier {
+    interface: IfName,
+    reason: Reason,
+    /// When it was first seen not to carry the node any more. Where nothing changes nobody looks, so the last time that it did is no measure.
+    ended: Option<Instant>,
+}
 
 impl Lately {
     /// Takes notice of those that carry the node now, and holds back those that did until then. What pods have stays theirs.
     pub(super) fn check(&mut self, survey: &mut Survey, now: Instant) {
-        self.0.retain(|_, (seen, ..)| now.saturating_duration_since(*seen) < HELD_FOR);
         for seen in &mut survey.nics {
             let id = &seen.nic.id;
-            match &seen.standing {
-                Standing::Skipped(Skip::Lifeline { interface, reason }) => {
-                    self.0.insert(id.clone(), (now, interface.clone(), reason.clone()));
-                }
-                Standing::Offered(_) if !survey.leases.contains_key(id) => {
-                    if let Some((_, interface, reason)) = self.0.get(id) {
-                        let (interface, reason) = (interface.clone(), reason.clone());
-                        seen.standing = Standing::Skipped(Skip::LatelyLifeline { interface, reason });
-                    }
-                }
-                // Somebody insists, or something else is in the way.
-                _ => {}
+            if let Standing::Skipped(Skip::Lifeline { interface, reason }) = &seen.standing {
+                let (interface, reason) = (interface.clone(), reason.clone());
+                self.0.insert(id.clone(), Carrier { interface, reason, ended: None });
+                continue;
+            }
+            let Some(carrier) = self.0.get_mut(id) else { continue };
+            let ended = *carrier.ended.get_or_insert(now);
+            if now.saturating_duration_since(ended) >= HELD_FOR {
+                self.0.remove(id);
+            } else if matches!(seen.standing, Standing::Offered(_)) && !survey.leases.contains_key(id) {
+                let (interface, reason) = (carrier.interface.clone(), carrier.reason.clone());
+                seen.standing = Standing::Skipped(Skip::LatelyLifeline { interface, reason });
             }
         }
     }
@@ -69,17 +76,20 @@ mod tests {
         let insisted = || Standing::Insisted(Health::Healthy, Skip::NoDriver);
         let mut lately = Lately::default();
         let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
         assert_eq!(look(&mut lately, offered(), false, begun), offered());
         assert_eq!(look(&mut lately, carries.clone(), false, begun), carries);
-        let soon = begun + HELD_FOR - Duration::from_millis(1);
-        let held = look(&mut lately, offered(), false, soon);
+        // Nothing has changed for long, so nobody has looked; then it ceases.
+        let held = look(&mut lately, offered(), false, after(3600));
         assert!(matches!(held, Standing::Skipped(Skip::LatelyLifeline { .. })), "{held:?}");
-        assert_eq!(look(&mut lately, offered(), true, soon), offered());
-        assert_eq!(look(&mut lately, insisted(), false, soon), insisted());
-        // From when it was seen last.
-        assert_eq!(look(&mut lately, carries.clone(), false, soon), carries);
-        let later = soon + HELD_FOR - Duration::from_millis(1);
-        assert_ne!(look(&mut lately, offered(), false, later), offered());
-        assert_eq!(look(&mut lately, offered(), false, later + Duration::from_millis(1)), offered());
+        assert_eq!(look(&mut lately, offered(), true, after(3601)), offered());
+        assert_eq!(look(&mut lately, insisted(), false, after(3601)), insisted());
+        assert_eq!(look(&mut lately, offered(), false, after(3619)), held);
+        // And once more, from the beginning.
+        assert_eq!(look(&mut lately, carries.clone(), false, after(3619)), carries);
+        assert_eq!(look(&mut lately, offered(), false, after(3620)), held);
+        assert_eq!(look(&mut lately, offered(), false, after(3639)), held);
+        assert_eq!(look(&mut lately, offered(), false, after(3640)), offered());
+        assert_eq!(look(&mut lately, offered(), false, after(3641)), offered());
     }
 }

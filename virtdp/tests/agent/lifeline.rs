@@ -40,6 +40,25 @@ async fn a_nic_that_gets_a_dhcp_lease_is_withdrawn_and_comes_back_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_nic_is_not_offered_while_it_is_configured_anew() {
+    let stage = Stage::with_spares(&[FIRST, SECOND]);
+    // It leads to a wire, so that the rule is not cautious.
+    stage.ip("link set eth1 up");
+    stage.ip("addr add 10.7.0.5/24 dev eth1 valid_lft 3600 preferred_lft 3600");
+    let mut kubelet = Kubelet::start(stage.kubelet_dir());
+    let agent = stage.start();
+    kubelet.plugin().await.lists(&["0000:00:0a.0 Healthy []"]).await;
+    stage.ip("addr flush dev eth0");
+    agent.says(&["Skipping default interface 0000:00:03.0", "eth0 carried the node until a moment ago"]);
+    stage.ip("link set eth0 down");
+    stage.ip("addr add 192.0.2.2/24 dev eth0");
+    stage.ip("link set eth0 up");
+    stage.ip("route add default via 192.0.2.1 metric 7");
+    agent.says(&["Skipping default interface 0000:00:03.0", "metric 7"]);
+    assert_eq!(agent.count(&["Offering 0000:00:03.0"]), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_nic_that_becomes_a_port_of_the_uplinks_bridge_is_withdrawn() {
     let stage = Stage::with_spares(&[FIRST, SECOND]);
     stage.bridge("br0");
