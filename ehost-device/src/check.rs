@@ -10,7 +10,6 @@ use nic::Link;
 use crate::code::{self, CHECK_FAILED};
 use crate::config::{self, Selector, Surroundings};
 use crate::log::Steps;
-use crate::plumb::passthrough;
 
 /// Compares the pod with `prevResult`.
 ///
@@ -48,7 +47,7 @@ pub(crate) fn check(check: &Check, steps: &mut Steps) -> Result<(), Error> {
 fn is_passed_through(config: &Config) -> Result<bool, Error> {
     let Selector::Device(id) = config::selector(config)? else { return Ok(false) };
     let node = Node::here().map_err(code::io("look at the node's devices"))?;
-    Ok(node.devices.driver(&node.devices.canonical(id)).as_deref() == Some(passthrough::DRIVER))
+    Ok(node.devices.driver(&node.devices.canonical(id)).as_deref() == Some(nic::VFIO_PCI))
 }
 
 /// The NIC in the pod is the one that the lease is about.

@@ -8,10 +8,7 @@ use tonic::{Code, Status};
 
 use crate::podresources::pod_resources_lister_client::PodResourcesListerClient;
 use crate::podresources::{GetPodResourcesRequest, ListPodResourcesRequest, PodResources};
-use crate::{ConnectError, LOCALHOST, connect};
-
-/// What the kubelet's own clients allow: List carries every pod of the node.
-const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+use crate::{ConnectError, LOCALHOST, MAX_MESSAGE, connect};
 
 /// The kubelet answers 100 calls a second, 10 in a burst, and refuses the rest.
 const RATE_LIMIT_PAUSE: Duration = Duration::from_millis(50);

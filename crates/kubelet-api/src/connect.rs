@@ -11,6 +11,9 @@ use tonic::transport::{Channel, Endpoint};
 /// The `:authority` that the kubelet sends to device plugins, and that every server takes.
 pub const LOCALHOST: &str = "localhost";
 
+/// The longest answer of the pod resources service in bytes, as the kubelet's own clients allow it: List carries every pod of the node.
+pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

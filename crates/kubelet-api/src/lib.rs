@@ -16,7 +16,7 @@ mod serve;
 pub mod testing;
 
 #[cfg(feature = "client")]
-pub use connect::{ConnectError, LOCALHOST, connect};
+pub use connect::{ConnectError, LOCALHOST, MAX_MESSAGE, connect};
 pub use dir::KubeletDir;
 #[cfg(feature = "server")]
 pub use serve::{ServeError, bind, serve, serve_counting};

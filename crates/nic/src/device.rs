@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::{DeviceId, IfName, PciAddress};
 
+/// The driver that hands a device to a program: who has bound a NIC to it wants it without an interface.
+pub const VFIO_PCI: &str = "vfio-pci";
+
 /// A network device on a bus, with the interfaces of it that can be seen from here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nic {

@@ -17,7 +17,7 @@ mod selector;
 mod tuning;
 
 pub use address::{MacAddr, ParseMacError, ParsePciError, PciAddress};
-pub use device::{HardwareId, Interface, Nic};
+pub use device::{HardwareId, Interface, Nic, VFIO_PCI};
 pub use facts::{Address, Link, Route, Xdp};
 pub use lifeline::{Lifeline, Named};
 pub use name::{DeviceId, IfName, NameError, ResourceName};

@@ -5,10 +5,7 @@ use std::fmt;
 
 use crate::identity::Stranger;
 use crate::lifeline::Reason;
-use crate::{DeviceId, IfName, Interface, Lifeline, Link, Membership, Nic, Pools, Unwanted, View};
-
-/// Who has bound a NIC to it wants the device for a program, without an interface.
-const VFIO_PCI: &str = "vfio-pci";
+use crate::{DeviceId, IfName, Interface, Lifeline, Link, Membership, Nic, Pools, Unwanted, VFIO_PCI, View};
 
 /// The facts about a node that the verdicts rest on. Exists only if sysfs and netlink showed the same interfaces.
 #[derive(Clone, Debug)]

@@ -80,7 +80,7 @@ pub(crate) fn add(add: &Add, steps: &mut Steps) -> Result<Success, Error> {
     let (link, inherited) = clear(&mut node, &entry, &settings, &wanted, add)?;
     let link = match link {
         Some(link) => link,
-        None if node.devices.driver(&chosen.id).as_deref() == Some(passthrough::DRIVER) => {
+        None if node.devices.driver(&chosen.id).as_deref() == Some(nic::VFIO_PCI) => {
             steps.begin("ipam");
             let success = passthrough::add(add, &settings, &chosen.id)?;
             return Ok(merge(previous, success, &settings));

@@ -5,13 +5,10 @@
 
 use cni::plugin::Add;
 use cni::{Code, Error, Interface, Success};
-use nic::DeviceId;
+use nic::{DeviceId, VFIO_PCI};
 
 use crate::code;
 use crate::config::Settings;
-
-/// The driver that gives a NIC away, as sysfs names it.
-pub(crate) const DRIVER: &str = "vfio-pci";
 
 /// Asks IPAM, and that is all.
 ///
@@ -21,10 +18,10 @@ pub(super) fn add(add: &Add, settings: &Settings, device: &DeviceId) -> Result<S
     let wishes = settings.interface.wishes();
     if !wishes.is_empty() {
         let message = format!("{}: device {device} has no interface for it", wishes.join(", "));
-        let details = format!("its driver is {DRIVER}: a program in the pod drives it");
+        let details = format!("its driver is {VFIO_PCI}: a program in the pod drives it");
         return Err(Error::new(Code::UNSUPPORTED_FIELD, message).with_details(details));
     }
-    cni::tell!("ehost-device: device {device} is driven by {DRIVER}: it gets addresses, and no interface");
+    cni::tell!("ehost-device: device {device} is driven by {VFIO_PCI}: it gets addresses, and no interface");
     let plugins = settings.surroundings.plugins(&add.environment.path);
     let ipam = plugins.ipam_add(&add.config, &add.environment)?;
     if ipam.as_ref().is_some_and(|ipam| ipam.ips.is_empty()) {

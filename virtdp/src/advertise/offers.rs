@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nic::{
-    DeviceId, Health, MacAddr, Membership, Needs, PciAddress, Pool, Pools, ResourceName, Skip, Standing, Used,
+    DeviceId, Health, MacAddr, Membership, Needs, PciAddress, Pool, Pools, ResourceName, Skip, Standing,
+    Used, VFIO_PCI,
 };
 use tokio::time::Instant;
 
-use crate::allocate::VFIO;
 use crate::discover::{Seen, Survey};
 
 /// How long what is withdrawn is listed as Unhealthy before it leaves the list.
@@ -169,7 +169,8 @@ impl Offers {
                     let lease = survey.leases.get(&seen.nic.id);
                     let mut offer = offer(seen, membership, health, lease.and_then(|lease| lease.mac));
                     // Only what vfio holds has no interface anywhere.
-                    let is_here = !seen.nic.interfaces.is_empty() || seen.nic.driver.as_deref() == Some(VFIO);
+                    let is_here =
+                        !seen.nic.interfaces.is_empty() || seen.nic.driver.as_deref() == Some(VFIO_PCI);
                     if lease.is_some() || !is_here {
                         offer.used = LastUse::Away;
                     }

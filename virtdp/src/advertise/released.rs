@@ -16,8 +16,6 @@ use tracing::{debug, info};
 
 use super::offers::Given;
 
-/// The answer carries all pods of the node.
-const LARGEST: usize = 16 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A kubelet that has just started does not know its pods yet.
 const AFTER: Duration = Duration::from_secs(15);
@@ -38,13 +36,13 @@ impl Released {
             self.0.clear();
             return;
         }
-        match timeout(PATIENCE, pods(socket)).await {
-            Ok(Ok(pods)) => self.believe(&pods, doubtful, given, Instant::now()),
-            Ok(Err(reason)) => {
+        let answer = timeout(PATIENCE, pods(socket)).await;
+        match answer.unwrap_or_else(|_| Err("it did not answer in time".to_owned())) {
+            Ok(pods) => self.believe(&pods, doubtful, given, Instant::now()),
+            Err(reason) => {
                 self.0.clear();
                 debug!(reason, "the kubelet does not say what pods have: the checkpoint counts");
             }
-            Err(_) => self.0.clear(),
         }
     }
 
@@ -76,7 +74,8 @@ impl Released {
 async fn pods(socket: &Path) -> Result<Vec<PodResources>, String> {
     let channel = kubelet_api::connect(socket, kubelet_api::LOCALHOST, PATIENCE).await;
     let channel = channel.map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
-    let mut client = PodResourcesListerClient::new(channel).max_decoding_message_size(LARGEST);
+    let mut client =
+        PodResourcesListerClient::new(channel).max_decoding_message_size(kubelet_api::MAX_MESSAGE);
     let answer = client.list(kubelet_api::podresources::ListPodResourcesRequest {}).await;
     answer.map(|answer| answer.into_inner().pod_resources).map_err(|status| status.to_string())
 }
@@ -86,6 +85,24 @@ mod tests {
     use kubelet_api::podresources::{ContainerDevices, ContainerResources};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn where_the_kubelet_does_not_answer_the_checkpoint_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let doubtful: [(DeviceId, ResourceName); 1] =
+            [("0000:00:0a.0".parse().unwrap(), "kernel.org/virt".parse().unwrap())];
+        let whole = Given::from(doubtful.clone());
+        let silent = folder.path().join("silent.sock");
+        let _listens = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+        for socket in [silent, folder.path().join("absent.sock")] {
+            let mut released = Released(BTreeMap::from([(doubtful[0].0.clone(), Instant::now())]));
+            tokio::time::advance(AFTER * 2).await;
+            let mut given = whole.clone();
+            released.strike(&socket, &doubtful, &mut given).await;
+            assert_eq!(given, whole, "{}", socket.display());
+            assert!(released.0.is_empty(), "from when it says so again");
+        }
+    }
 
     #[test]
     fn what_no_pod_has_for_a_while_is_struck_out_and_what_one_has_again_is_not() {

@@ -157,10 +157,10 @@ mod tests {
     use linux::testing::{ETHERNET, Tree};
     use serde::Deserialize;
 
-    use super::super::grant::VFIO;
     use super::super::tests::offer;
     use super::*;
     use crate::advertise::Offer;
+    use nic::VFIO_PCI;
 
     /// The specification as its reference implementation reads it: an unknown key makes a file useless.
     #[derive(Deserialize)]
@@ -248,7 +248,7 @@ mod tests {
         let tree = Tree::new();
         tree.pci("pci0000:00/0000:00:0b.0", ETHERNET, 0x1af4, 0x1041);
         tree.iommu_group("pci0000:00/0000:00:0b.0", 4, Some("vfio-noiommu"));
-        let vfio = Offer { driver: Some(VFIO.into()), ..offer("0000:00:0b.0", None) };
+        let vfio = Offer { driver: Some(VFIO_PCI.into()), ..offer("0000:00:0b.0", None) };
         let grants = [grant("0000:00:0a.0"), Grant::of(vfio, &Sysfs::at(tree.path())).unwrap(), grant("vd0")];
         let cdi = cdi(&folder, "kernel.org/virt");
         let tun = Extras { tun: true, cdi: true, ..Extras::default() };

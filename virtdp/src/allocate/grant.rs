@@ -2,13 +2,11 @@
 
 use kubelet_api::deviceplugin::DeviceSpec;
 use linux::{Sysfs, VfioGroup};
+use nic::VFIO_PCI;
 use serde_json::{Map, Value, json};
 
 use super::Extras;
 use crate::advertise::Offer;
-
-/// The driver that hands a PCI function to a process of the container. Such a NIC has no interface.
-pub(crate) const VFIO: &str = "vfio-pci";
 
 const VFIO_CONTAINER: &str = "/dev/vfio/vfio";
 pub(super) const VHOST_NET: &str = "/dev/vhost-net";
@@ -34,7 +32,7 @@ impl Grant {
     /// # Errors
     /// vfio-pci holds the device, and there is no group through which a process could use it.
     pub(crate) fn of(offer: Offer, sysfs: &Sysfs) -> Result<Grant, linux::Error> {
-        let pci = offer.pci.filter(|_| offer.driver.as_deref() == Some(VFIO));
+        let pci = offer.pci.filter(|_| offer.driver.as_deref() == Some(VFIO_PCI));
         let vfio = pci.map(|pci| sysfs.vfio_group(pci)).transpose()?;
         Ok(Grant { offer, vfio })
     }
@@ -119,7 +117,7 @@ mod tests {
     const POSITION: &str = "pci0000:00/0000:00:0a.0";
 
     fn on_vfio() -> Offer {
-        Offer { driver: Some(VFIO.into()), mac: None, ..offer(DEVICE, None) }
+        Offer { driver: Some(VFIO_PCI.into()), mac: None, ..offer(DEVICE, None) }
     }
 
     fn shown(grant: &Grant, extras: Extras) -> Vec<String> {

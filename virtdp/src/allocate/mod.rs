@@ -23,7 +23,6 @@ use tracing::{debug, warn};
 
 use self::cdi::Cdi;
 use self::device_info::DeviceInfo;
-pub(crate) use self::grant::VFIO;
 use self::grant::{DeviceNode, Grant};
 pub(crate) use self::several::Allocators;
 use crate::advertise::Offer;
@@ -337,7 +336,7 @@ mod tests {
     fn list() -> Vec<Offer> {
         vec![
             offer("0000:00:0a.0", None),
-            Offer { driver: Some(VFIO.into()), ..offer("0000:00:0b.0", None) },
+            Offer { driver: Some(nic::VFIO_PCI.into()), ..offer("0000:00:0b.0", None) },
             offer("virtio_mmio.", None),
         ]
     }

@@ -1,5 +1,5 @@
 use config::Config;
-use nic::{IfName, Skip, Unwanted};
+use nic::{IfName, Skip, Unwanted, VFIO_PCI};
 use proptest::prelude::*;
 
 use super::*;
@@ -207,7 +207,7 @@ fn a_nic_that_is_away_was_given_or_came_home_is_known_as_such() {
     }
     // What vfio holds has no interface.
     let mut on_vfio = healthy(FIRST);
-    on_vfio.nic.driver = Some(VFIO.into());
+    on_vfio.nic.driver = Some(VFIO_PCI.into());
     assert_eq!(used(&begin(&survey(vec![on_vfio], &[]), start)), LastUse::Unknown);
     // After a restart, what pods have by the kubelet's word was given just now, for all we know.
     let given = given(&[FIRST]);
