@@ -96,3 +96,44 @@ fn dhcp_leases_an_address_through_the_nic_and_gives_it_back_before_the_nic_goes_
     node.cni("ehost-device", "DEL", "c1", &netns, &config.to_string()).result();
     daemon.kill().unwrap();
 }
+
+#[test]
+fn dhcp_leases_an_address_on_a_vlan() {
+    const OTHER: &str = "0000:00:0b.0";
+    const ROUTER: &str = "0000:00:0c.0";
+    let node =
+        Node::boot(&machine().nic(spare(NIC)).nic(spare(OTHER)).nic(spare(ROUTER).cable(Cable::Router)));
+    let before = node.settled();
+    let netns = node.netns("pod");
+    // The router knows no tags: at the other end of the NIC's cable a bridge hands it VLAN 100.
+    node.netns("far");
+    let name = |device: &str| node.sh(&format!("ls /sys/bus/pci/devices/{device}/virtio*/net"));
+    let (other, router) = (name(OTHER), name(ROUTER));
+    let far = |command: &str| node.sh(&format!("ip -netns far link {command}"));
+    for moved in [&other, &router] {
+        node.sh(&format!("ip link set {moved} netns far"));
+    }
+    far("add br0 up type bridge");
+    far(&format!("set {other} up"));
+    far(&format!("set {router} up master br0"));
+    far(&format!("add link {other} name tagged up master br0 type vlan id 100"));
+
+    let mut daemon = node.command("/opt/cni/bin/dhcp").args(["daemon"]).spawn().unwrap();
+    node.wait_for("ls /run/cni/dhcp.sock", "/run/cni/dhcp.sock", SOON);
+    let mut config = network("1.0.0", json!({"type": "dhcp"}));
+    config["vlan"] = json!(100);
+    let result = node.cni("ehost-device", "ADD", "c1", &netns, &config.to_string()).result();
+    assert_eq!(addresses(&node), [result["ips"][0]["address"].as_str().unwrap()]);
+    node.sh("ip netns exec pod ping -c 1 -W 30 10.0.2.2");
+    node.cni("ehost-device", "DEL", "c1", &netns, &config.to_string()).result();
+    daemon.wait_for("releasing lease", SOON).unwrap();
+    daemon.kill().unwrap();
+
+    far("del tagged");
+    far("del br0");
+    for moved in [&other, &router] {
+        far(&format!("set {moved} down netns 1"));
+    }
+    assert_eq!([name(OTHER), name(ROUTER)], [other, router]);
+    assert_same(&node.settled(), &before, "after a DEL");
+}
