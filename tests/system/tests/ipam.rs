@@ -106,7 +106,7 @@ fn dhcp_leases_an_address_on_a_vlan() {
     let before = node.settled();
     let netns = node.netns("pod");
     // The router knows no tags: at the other end of the NIC's cable a bridge hands it VLAN 100.
-    node.netns("far");
+    node.sh("ip netns add far");
     let name = |device: &str| node.sh(&format!("ls /sys/bus/pci/devices/{device}/virtio*/net"));
     let (other, router) = (name(OTHER), name(ROUTER));
     let far = |command: &str| node.sh(&format!("ip -netns far link {command}"));
