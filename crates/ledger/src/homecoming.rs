@@ -3,6 +3,7 @@
 //! Every step can be repeated, and none trusts the one before: what counts is the link as it is read back at the end.
 //! The lease is removed only when that equals what was recorded when the NIC left.
 
+use std::fmt;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -389,9 +390,7 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     let home = &lease.home;
     let name = home_name(node, home, Some(link.index)).map_err(kernel)?;
     let index = link.index;
-    let mut faults = Vec::new();
-    let mut unsettled = Vec::new();
-    faults.extend(restore(node, home, &link, &name, &mut unsettled).map_err(kernel)?);
+    let Shortfall { faults, mut unsettled, refused } = restore(node, home, &link, &name).map_err(kernel)?;
     unsettled.extend(give_routes(node, home, index));
     let after = node.routes.link_by_index(index).map_err(kernel)?.ok_or_else(|| {
         // Unplugged just now: the next attempt finds it gone.
@@ -408,7 +407,10 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
         }
     }
     let mut differences = home.differences(&after, &taken);
-    differences.extend(missing(node, home, &after).map_err(kernel)?);
+    differences.extend(tuning::differences(node, home, &after).map_err(kernel)?);
+    let missing = missing(node, home, &after).map_err(kernel)?.into_iter();
+    differences
+        .extend(missing.filter(|part| !refused.contains(part)).map(|part| format!("{part} is missing")));
     differences.extend(unsettled.iter().map(linux::Error::chain));
     if differences.is_empty() {
         return Ok(if after.name == home.name && taken.is_empty() {
@@ -421,9 +423,25 @@ fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, Retu
     Err(ReturnError::Unlike { device: lease.device.clone(), name: after.name, differences })
 }
 
-/// What the NIC had at home beside its link and has not now: queues, addresses, and its place in a bridge or bond that is still there.
-fn missing(node: &mut Node, home: &Home, link: &Link) -> Result<Vec<String>, linux::Error> {
-    let mut words = tuning::differences(node, home, link)?;
+/// What a NIC had at home beside its link, queues and settings.
+#[derive(PartialEq, Eq)]
+enum Part<'a> {
+    Address(&'a KeptAddress),
+    PortOf(&'a IfName),
+}
+
+impl fmt::Display for Part<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Address(address) => write!(f, "address {address:?}"),
+            Part::PortOf(master) => write!(f, "place in {master}"),
+        }
+    }
+}
+
+/// What the NIC had and has not now: addresses, and its place in a bridge or bond that is still there.
+fn missing<'a>(node: &mut Node, home: &'a Home, link: &Link) -> Result<Vec<Part<'a>>, linux::Error> {
+    let mut missing = Vec::new();
     if !home.addresses.is_empty() {
         // Of all that it has: which of them are kept is for the settings to say, and those may be refused.
         let now = node.routes.addresses()?;
@@ -433,32 +451,45 @@ fn missing(node: &mut Node, home: &Home, link: &Link) -> Result<Vec<String>, lin
         let is_there = |then: &&KeptAddress| {
             then.address().is_some_and(|then| now.contains(&(then.ip, then.prefix_len)))
         };
-        words.extend(
-            home.addresses
-                .iter()
-                .filter(|then| !is_there(then))
-                .map(|then| format!("address {then:?} is missing")),
-        );
+        missing.extend(home.addresses.iter().filter(|then| !is_there(then)).map(Part::Address));
     }
-    if let Some(name) = &home.master
-        && let Some(master) = node.routes.link_by_name(name.as_str())?
-        && link.master != Some(master.index)
-    {
-        words.push(format!("it is no port of {name}"));
+    if let Some((name, _)) = master_to_join(node, home, link)? {
+        missing.push(Part::PortOf(name));
     }
-    Ok(words)
+    Ok(missing)
 }
 
-/// Sets right whatever differs. A step that is refused does not keep the others from being tried; what is refused is
-/// returned for the message, and judged by what is read back; but of the settings, `unsettled` is what failed only for now.
-fn restore(
+/// The bridge or bond that the NIC is no port of any more, and its index.
+fn master_to_join<'a>(
     node: &mut Node,
-    home: &Home,
+    home: &'a Home,
+    link: &Link,
+) -> Result<Option<(&'a IfName, u32)>, linux::Error> {
+    let Some(name) = &home.master else { return Ok(None) };
+    let master = node.routes.link_by_name(name.as_str())?;
+    Ok(master.map(|master| (name, master.index)).filter(|(_, index)| link.master != Some(*index)))
+}
+
+/// What could not be restored.
+struct Shortfall<'a> {
+    /// Judged by what is read back, and for the message.
+    faults: Vec<linux::Error>,
+    /// Settings that failed only for now.
+    unsettled: Vec<linux::Error>,
+    /// What the kernel refuses for good: the node may have changed meanwhile, and that does not keep the NIC from being home.
+    refused: Vec<Part<'a>>,
+}
+
+/// Sets right whatever differs. A step that is refused does not keep the others from being tried.
+fn restore<'a>(
+    node: &mut Node,
+    home: &'a Home,
     link: &Link,
     name: &IfName,
-    unsettled: &mut Vec<linux::Error>,
-) -> Result<Vec<linux::Error>, linux::Error> {
+) -> Result<Shortfall<'a>, linux::Error> {
     let mut faults = Vec::new();
+    let mut refused = Vec::new();
+    let join = master_to_join(node, home, link)?;
     let mut up = link.up;
     let mut attempt = |result: Result<(), linux::Error>| faults.extend(result.err());
     // They are in the order in which they were given: from the first one that is not in its place all are given anew. Those that the
@@ -473,8 +504,8 @@ fn restore(
     for program in home.foreign_xdp(link) {
         attempt(node.routes.remove_xdp(link.index, program));
     }
-    // Kernels before 6.2 rename a link only while it is down, and some drivers change the MAC only then.
-    if up && (rename || readdress || !home.up) {
+    // Kernels before 6.2 rename a link only while it is down, some drivers change the MAC only then, and a bond takes it only then.
+    if up && (rename || readdress || join.is_some() || !home.up) {
         attempt(set(node, link.index, LinkChange { up: Some(false), ..LinkChange::default() }));
         up = false;
     }
@@ -502,25 +533,36 @@ fn restore(
     for name in home.alt_names.iter().skip(in_place) {
         attempt(node.routes.add_alt_names(link.index, std::slice::from_ref(name)));
     }
-    if let Some(master) = &home.master
-        && let Some(master) = node.routes.link_by_name(master.as_str())?
-        && link.master != Some(master.index)
-    {
-        attempt(set(node, link.index, LinkChange { master: Some(master.index), ..LinkChange::default() }));
+    if let Some((name, master)) = join {
+        let joined = set(node, link.index, LinkChange { master: Some(master), ..LinkChange::default() });
+        refused.extend(is_for_good(&joined).then_some(Part::PortOf(name)));
+        attempt(joined);
     }
     tuning::restore(node, home, link.index)?.into_iter().for_each(|error| attempt(Err(error)));
     // Before it is up, when the kernel makes addresses and asks routers, or does not.
-    unsettled.extend(tuning::restore_settings(node, home, link.index)?);
+    let unsettled = tuning::restore_settings(node, home, link.index)?;
     if home.up && !up {
         attempt(set(node, link.index, LinkChange { up: Some(true), ..LinkChange::default() }));
     }
     let family = |kept: &KeptAddress| kept.address().map(|address| address.ip.is_ipv4());
     for addresses in home.addresses.chunk_by(|one, next| family(one) == family(next)) {
-        // Their order counts, since packets leave with the first of a subnet: behind one that is refused none is given.
-        let mut given = addresses.iter().map(|address| node.routes.give_address(link.index, address));
-        attempt(given.find(|given| given.as_ref().is_err_and(|error| !error.is_exists())).unwrap_or(Ok(())));
+        for address in addresses {
+            let given = node.routes.give_address(link.index, address);
+            // Their order counts, since packets leave with the first of a subnet: behind one that failed only for now none is given.
+            let is_last = given.as_ref().is_err_and(linux::Error::is_passing);
+            refused.extend(is_for_good(&given).then_some(Part::Address(address)));
+            attempt(given.or_else(|error| if error.is_exists() { Ok(()) } else { Err(error) }));
+            if is_last {
+                break;
+            }
+        }
     }
-    Ok(faults)
+    Ok(Shortfall { faults, unsettled, refused })
+}
+
+/// Whether the kernel refused something, and would again.
+fn is_for_good(outcome: &Result<(), linux::Error>) -> bool {
+    outcome.as_ref().is_err_and(|error| !error.is_passing())
 }
 
 /// Sets the routes that a NIC had at home. Returned is what failed only for now. What is refused for good is that there is another way to the
@@ -530,14 +572,16 @@ fn give_routes(node: &mut Node, home: &Home, index: u32) -> Vec<linux::Error> {
     given.filter_map(Result::err).filter(linux::Error::is_passing).collect()
 }
 
-/// What a NIC had at home and has not, in words: routes, where another link leads there by now, and settings, where the kernel refuses. That
-/// does not keep it from being home, since both may change while a NIC is away.
+/// What a NIC had at home and has not, in words: routes, where another link leads there by now, and settings, addresses and its place in a bridge
+/// or bond, where the kernel refuses. That does not keep it from being home, since all of it may change while a NIC is away.
 ///
 /// # Errors
 /// The kernel does not answer.
 pub fn lost(node: &mut Node, home: &Home) -> Result<Vec<String>, linux::Error> {
     let Some(link) = node.routes.link_by_name(home.name.as_str())? else { return Ok(Vec::new()) };
     let mut words = tuning::lost_settings(node, home, link.index)?;
+    let missing = missing(node, home, &link)?.into_iter();
+    words.extend(missing.map(|part| format!("its {part}: the kernel refuses it, or somebody took it off")));
     if !home.routes.is_empty() {
         let now = node.routes.kept_routes(link.index)?;
         words.extend(home.routes.iter().filter(|then| !now.contains(then)).map(|route| {

@@ -182,7 +182,8 @@ fn repair(
         release::give_back(&plugins, &add.config, &add.environment, lease)?;
     }
     match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE).map_err(code::not_home)? {
-        Homecoming::Home | Homecoming::Gone => Ok(None),
+        Homecoming::Home => release::tell_lost(node, lease).map(|()| None),
+        Homecoming::Gone => Ok(None),
         Homecoming::Displaced { name } => {
             cni::tell!(
                 "ehost-device: device {device} is home as {name}: its name or an alternative name is taken, or it carries the node"

@@ -13,6 +13,7 @@ use super::{ARRIVAL_PATIENCE, Pod, network, no_interface};
 use crate::code::{self, DEVICE_NOT_FOUND, NOT_HOME};
 use crate::config::Settings;
 use crate::log::Steps;
+use crate::release;
 
 /// Either [`Transaction::attach`] succeeds, or [`Transaction::undo`] follows.
 pub(super) struct Transaction<'a> {
@@ -22,7 +23,7 @@ pub(super) struct Transaction<'a> {
     lease: &'a Lease,
     settings: &'a Settings,
     add: &'a Add,
-    /// IPAM has given out addresses.
+    /// IPAM has given out addresses, or may have: it was asked.
     addressed: bool,
 }
 
@@ -48,8 +49,10 @@ impl<'a> Transaction<'a> {
         let interface = shape::shape(self.pod, &nic, &self.settings.interface, retuning, &add.if_name)?;
         steps.begin("ipam");
         let plugins = self.settings.surroundings.plugins(&add.environment.path);
-        let ipam = plugins.ipam_add(&add.config, &add.environment)?;
-        self.addressed = ipam.is_some();
+        let plugin = add.config.ipam_type()?;
+        // The DEL that it is owed when it fails is that of the undoing, which keeps the lease where that fails, too.
+        self.addressed = plugin.is_some();
+        let ipam = plugin.map(|plugin| plugins.add(&plugin, &add.config, &add.environment)).transpose()?;
         let mut network = match ipam {
             Some(ipam) if ipam.ips.is_empty() => {
                 return Err(Error::new(code::NO_ADDRESS, "the IPAM plugin gave no address"));
@@ -134,7 +137,11 @@ impl<'a> Transaction<'a> {
                 Ok(()) => error,
                 Err(further) => error.and_also("no lease could be left", &code::ledger(further)),
             },
-            Ok(Homecoming::Home | Homecoming::Gone) => error,
+            Ok(Homecoming::Home) => match release::tell_lost(node, lease) {
+                Ok(()) => error,
+                Err(further) => error.and_also("what the NIC lost is not known", &further),
+            },
+            Ok(Homecoming::Gone) => error,
             Ok(Homecoming::Displaced { name }) => {
                 let further = Error::new(NOT_HOME, format!("{} is home as {name}", lease.device));
                 error.and_also("its name was taken meanwhile", &further)

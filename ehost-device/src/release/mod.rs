@@ -91,7 +91,8 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
                 let outcome = stands(&entry, mine).and_then(|lease| {
                     let Some(lease) = lease else { return Ok(()) };
                     let home = bring_home(&mut node, &entry, &lease, del.netns.as_deref());
-                    // The next DEL must know that there is an address.
+                    // The next DEL must know that there is an address. A plugin that fails is asked by every DEL; a lease that is kept for
+                    // it would keep the NIC from the next pod.
                     let kept = if absent.is_some() { keep(&entry, &lease) } else { Ok(()) };
                     Error::all([home, kept])
                 });
@@ -196,7 +197,10 @@ pub(crate) fn give_back(
 }
 
 /// The node may have changed meanwhile, so what is not there again is no failure.
-fn tell_lost(node: &mut Node, lease: &Lease) -> Result<(), Error> {
+///
+/// # Errors
+/// The kernel does not answer.
+pub(crate) fn tell_lost(node: &mut Node, lease: &Lease) -> Result<(), Error> {
     let Lease { device, home, .. } = lease;
     for lost in ledger::lost(node, home).map_err(code::io("look at the NIC at home"))? {
         cni::tell!("ehost-device: WARNING: device {device} is home as {}, without {lost}", home.name);

@@ -194,8 +194,10 @@ proptest! {
         sane(&added);
         prop_assert!(ends == 0 || !added.ok);
         if !added.ok {
-            bench.assert_untouched(&before);
+            prop_assert_eq!(bench.portrait(), before.clone());
             prop_assert_eq!(bench.asked(), ["ADD", "DEL"]);
+            // By it whoever comes next knows of the address that was not given back.
+            prop_assert_eq!(bench.lease().exists(), ends != 0);
             bench.run("ADD", &bench.config(json!({}))).expect();
         }
         let deleted = bench.run("DEL", &config);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use linux::Netns;
 use serde_json::json;
 
-use crate::bench::{Bench, ip, path_of};
+use crate::bench::{ANSWERS, Bench, ip, path_of};
 
 #[test]
 fn a_configuration_that_is_not_usable_is_refused_before_anything_is_touched() {
@@ -217,14 +217,38 @@ fn an_ipam_plugin_that_fails_leaves_nothing_behind_and_its_code_is_kept() {
 }
 
 #[test]
+fn an_ipam_plugin_that_fails_in_its_del_too_leaves_a_lease_by_which_the_next_del_gives_the_address_back() {
+    let bench = Bench::new();
+    let before = bench.portrait();
+    bench.ipam("fails", r#"echo '{"cniVersion":"1.1.0","code":142,"msg":"disk full"}'; exit 1"#);
+    let config = bench.config(json!({"ipam": {"type": "fails"}}));
+    let failed = bench.run("ADD", &config);
+    assert_eq!(failed.code(), 142);
+    assert!(failed.text().contains("the addresses could not be given back"), "{}", failed.text());
+    assert_eq!(bench.portrait(), before);
+    assert!(bench.lease().exists(), "nobody would know of the address");
+    bench.ipam("fails", ANSWERS);
+    // A runtime that forgot the container: its GC knows the address by the lease alone.
+    let mut gc = config.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    bench.run_for("GC", "", "", &gc).expect();
+    bench.assert_untouched(&before);
+    assert_eq!(bench.asked(), ["ADD", "DEL", "DEL", "GC"]);
+}
+
+#[test]
 fn an_ipam_plugin_that_hangs_is_ended_and_the_nic_is_home_in_bounded_time() {
     let bench = Bench::new();
     let before = bench.portrait();
     bench.ipam("hangs", "sleep 1000");
+    let config = bench.config(json!({"ipam": {"type": "hangs"}, "ipamTimeout": 1}));
     let began = Instant::now();
-    let failed = bench.run("ADD", &bench.config(json!({"ipam": {"type": "hangs"}, "ipamTimeout": 1})));
+    let failed = bench.run("ADD", &config);
     assert_eq!(failed.code(), 11);
     assert!(began.elapsed() < Duration::from_secs(15), "took {:?}", began.elapsed());
+    assert_eq!(bench.portrait(), before);
+    bench.ipam("hangs", ANSWERS);
+    bench.run("DEL", &config).expect();
     bench.assert_untouched(&before);
 }
 

@@ -139,6 +139,22 @@ fn what_cannot_be_set_back_of_a_nic_is_told_and_does_not_keep_it_from_being_home
 }
 
 #[test]
+fn an_address_that_the_node_takes_no_more_is_told_and_does_not_keep_the_nic_from_being_home() {
+    let bench = Bench::new();
+    bench.on_node("addr add fd00:7::2/64 dev eth1 nodad");
+    // No route here tells which NIC carries the node.
+    let config = bench.config(json!({"allowLifeline": true}));
+    bench.run("ADD", &config).expect();
+    bench.node.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")).unwrap().unwrap();
+    let told = bench.run("DEL", &config).expect().stderr;
+    assert!(
+        told.contains("WARNING: device link:eth1 is home as eth1, without its address fd00:7::2/64"),
+        "{told}"
+    );
+    assert!(bench.node_link("eth1").unwrap().up && !bench.lease().exists());
+}
+
+#[test]
 fn a_nic_that_was_down_comes_home_down_and_a_bridge_port_to_its_bridge() {
     let bench = Bench::new();
     bench.on_node("link set eth1 down");
