@@ -76,7 +76,7 @@ pub fn is_hidden(node: &mut Node, lease: &Lease) -> Result<bool, linux::Error> {
     let identity = Identity::of(lease, &node.devices)?;
     let links = node.routes.links()?;
     // A link without a device may have been deleted or be elsewhere: nobody can tell.
-    Ok(!identity.has_a_device() || !identity.is_gone(lease, &links))
+    Ok(!identity.has_a_device() || !identity.is_gone(lease, &node.devices, &links))
 }
 
 /// Why a NIC did not come home.
@@ -269,7 +269,7 @@ fn look_at_home(
         if let Some(link) = identity.among_node(lease, expected, &links) {
             return Ok(Sight::Seen(Box::new(link.clone())));
         }
-        if identity.is_gone(lease, &links) {
+        if identity.is_gone(lease, &node.devices, &links) {
             return Ok(Sight::Gone);
         }
         let Some(monitor) = &mut monitor else {

@@ -5,7 +5,7 @@ use std::path::Path;
 use linux::route::{Socket, Vital};
 use linux::{Devices, Netns};
 use nic::lifeline::TornFacts;
-use nic::{DeviceId, IfName, Lifeline, Link};
+use nic::{DeviceId, IfName, Lifeline, Link, VFIO_PCI};
 
 use crate::homecoming::is_child;
 use crate::{Error, Lease, Notes, Stage};
@@ -132,8 +132,11 @@ impl Identity {
     }
 
     /// Whether it exists no more, where it is among neither the links of its owner's namespace, nor these, of the node's.
-    pub(crate) fn is_gone(&self, lease: &Lease, links: &[Link]) -> bool {
-        self.is_replaced(lease, links) || !self.outlives_its_namespace()
+    /// Its interface, that is: the driver of a device that vfio-pci holds by now took it away, and will make a new one.
+    pub(crate) fn is_gone(&self, lease: &Lease, devices: &Devices, links: &[Link]) -> bool {
+        self.is_replaced(lease, links)
+            || !self.outlives_its_namespace()
+            || devices.driver(&lease.device).as_deref() == Some(VFIO_PCI)
     }
 
     /// Whether the kernel sends it to the initial namespace when its own ends: not virtual links, which it deletes, and

@@ -114,5 +114,19 @@ fn a_nic_that_vfio_holds_gets_addresses_and_no_interface() {
     assert!(code == 2 && text.contains("mtu, vlan") && text.contains("vfio-pci"), "{code}: {text}");
     call("DEL", &config).result();
     assert_eq!(leased(), "");
+
+    // Taken from its driver while another pod has its interface, it has none that could come home.
+    for key in ["mtu", "vlan"] {
+        config.as_object_mut().unwrap().remove(key);
+    }
+    bind(&node, "virtio-pci");
+    let other = node.netns("other");
+    node.cni("ehost-device", "ADD", "c0", &other, &config.to_string()).result();
+    bind(&node, "vfio-pci");
+    call("ADD", &config).result();
+    assert_eq!(leased(), "/var/lib/cni/networks/dpdk/10.56.217.12");
+    call("DEL", &config).result();
+    node.cni("ehost-device", "DEL", "c0", &other, &config.to_string()).result();
+    assert_eq!(leased(), "");
     assert_same(&node.settled(), &before, "afterwards");
 }
