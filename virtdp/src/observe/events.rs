@@ -38,6 +38,7 @@ pub(crate) async fn tell(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
+    let began = SystemTime::now();
     let mut told = Told::default();
     let mut held = BTreeMap::new();
     loop {
@@ -65,7 +66,7 @@ pub(crate) async fn tell(
             continue;
         }
         let outcomes = tokio::select! {
-            outcomes = post(credentials.clone(), notices.clone()) => outcomes,
+            outcomes = post(credentials.clone(), notices.clone(), began) => outcomes,
             () = stop.cancelled() => return,
         };
         for (notice, outcome) in notices.iter().zip(outcomes) {
@@ -80,13 +81,13 @@ pub(crate) async fn tell(
 }
 
 /// Posts on a thread of its own: the API server may take its time, and reading the node must not wait for it.
-async fn post(credentials: Credentials, notices: Vec<Notice>) -> Vec<Outcome> {
+async fn post(credentials: Credentials, notices: Vec<Notice>, began: SystemTime) -> Vec<Outcome> {
     let (reply, outcomes) = oneshot::channel();
     let time = SystemTime::now();
     let count = notices.len();
     let spawned = std::thread::Builder::new().name("events".to_owned()).spawn(move || {
         // Whoever waits may have been told to stop.
-        let _ = reply.send(post::all(&credentials, &notices, time));
+        let _ = reply.send(post::all(&credentials, &notices, began, time));
     });
     if let Err(error) = spawned {
         warn!(reason = %error, "no Event is posted: there is no thread to be had");

@@ -32,10 +32,15 @@ pub(crate) enum Outcome {
     Refused,
 }
 
-/// Posts one after the other; ends at the first that the API server does not answer. One outcome for each.
-pub(super) fn all(credentials: &Credentials, notices: &[Notice], time: SystemTime) -> Vec<Outcome> {
+/// Posts one after the other; ends at the first that the API server does not answer. One outcome for each. `began` is when this agent did.
+pub(super) fn all(
+    credentials: &Credentials,
+    notices: &[Notice],
+    began: SystemTime,
+    time: SystemTime,
+) -> Vec<Outcome> {
     let mut outcomes = match client(credentials) {
-        Ok(client) => some(&client, notices, time),
+        Ok(client) => some(&client, notices, began, time),
         Err(error) => {
             warn!(reason = format!("{error:#}"), "no Event is posted: there are no credentials");
             Vec::new()
@@ -45,12 +50,12 @@ pub(super) fn all(credentials: &Credentials, notices: &[Notice], time: SystemTim
     outcomes
 }
 
-fn some(client: &Client, notices: &[Notice], time: SystemTime) -> Vec<Outcome> {
+fn some(client: &Client, notices: &[Notice], began: SystemTime, time: SystemTime) -> Vec<Outcome> {
     let node = std::env::var("NODE_NAME").or_else(|_| std::fs::read_to_string(HOSTNAME));
     let node = node.unwrap_or_default().trim().to_owned();
     let mut outcomes = Vec::new();
     for notice in notices {
-        let outcome = match client.create_event(&event(notice, &node, time)) {
+        let outcome = match client.create_event(&event(notice, &node, began, time)) {
             Ok(()) => Outcome::Posted,
             Err(error) => {
                 let outcome = if error.is_passing() { Outcome::Later } else { Outcome::Refused };
@@ -75,7 +80,7 @@ fn client(credentials: &Credentials) -> anyhow::Result<Client> {
     })
 }
 
-fn event(notice: &Notice, node: &str, time: SystemTime) -> Event {
+fn event(notice: &Notice, node: &str, began: SystemTime, time: SystemTime) -> Event {
     let Notice { device, held, number, .. } = notice;
     let interface = &held.interface;
     let (severity, reason, message) = match &held.condition {
@@ -93,9 +98,10 @@ fn event(notice: &Notice, node: &str, time: SystemTime) -> Event {
             (Severity::Warning, "NicUnhealthy", format!("NIC {device} ({interface}) is ill: {why}"))
         }
     };
-    // The same thing said by an agent that was restarted has the same name, so it is said once.
+    // What an agent finds at its start the one before it may have found at its own: it has the same name, so it is said once.
+    let news = (*number > 0).then_some((began, number));
     let mut hasher = DefaultHasher::new();
-    (&held.pod.uid, device, &held.condition, number).hash(&mut hasher);
+    (&held.pod.uid, device, &held.condition, news).hash(&mut hasher);
     // A pod's name may have 253 characters, and so may an Event's.
     let stem: String = held.pod.name.chars().take(200).collect();
     let stem = stem.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());

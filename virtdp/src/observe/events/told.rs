@@ -47,7 +47,8 @@ pub(super) fn stay_unplugged(before: &BTreeMap<DeviceId, Held>, held: &mut BTree
 pub(super) struct Notice {
     pub(super) device: DeviceId,
     pub(super) held: Held,
-    /// How many were told of this NIC in this pod before: two Events that say the same have different numbers.
+    /// 0 for what the NIC was already when it was first seen in this pod; what it becomes after that is counted, so that two Events that
+    /// say the same have different numbers.
     pub(super) number: u32,
     /// What was told before.
     before: Condition,
@@ -76,7 +77,7 @@ impl Told {
                 pod: held.pod.clone(),
                 // A pod gets a NIC that is well, so that it is not is news, also to an agent that has just started.
                 told: Condition::Well,
-                number: 0,
+                number: u32::from(held.condition == Condition::Well),
                 not_before: None,
                 failures: 0,
             });
@@ -155,6 +156,15 @@ mod tests {
         assert_eq!(told.next(&held("a", ill())), None);
         let second = told.take(&held("a", Condition::Unplugged), now + PAUSE);
         assert_eq!((second.len(), second[0].number), (1, 1));
+    }
+
+    #[test]
+    fn what_is_found_at_the_start_has_number_0_and_what_comes_later_has_not() {
+        let (mut told, now) = (Told::default(), Instant::now());
+        assert_eq!(told.take(&held("a", ill()), now)[0].number, 0);
+        let mut told = Told::default();
+        assert_eq!(told.take(&held("a", Condition::Well), now), []);
+        assert_eq!(told.take(&held("a", ill()), now)[0].number, 1);
     }
 
     #[test]
