@@ -13,7 +13,7 @@ use linux::route::{Event, Groups, KeptAddress, LinkChange, Monitor, Socket};
 use nic::{Address, IfName, Link, Xdp};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::{Entry, Error, Home, Lease, Node, Step, tuning};
+use crate::{Entry, Error, Home, Lease, Node, Stage, Step, tuning};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,6 +238,9 @@ fn walk_home(
 /// would cut the node off.
 fn settle_unless_lifeline(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, ReturnError> {
     let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
+    if is_settled(lease, &link) {
+        return Ok(Homecoming::Home);
+    }
     if node.lifeline().map_err(kernel)?.reason(link.index).is_none() {
         return settle(node, lease, link);
     }
@@ -246,6 +249,14 @@ fn settle_unless_lifeline(node: &mut Node, lease: &Lease, link: Link) -> Result<
     } else {
         Homecoming::Displaced { name: link.name }
     })
+}
+
+/// Whether a NIC has been home since an earlier homecoming, and lacked no more than names, which it has by now. Whatever else is not as it was
+/// somebody on the node has made so since.
+fn is_settled(lease: &Lease, link: &Link) -> bool {
+    matches!(lease.stage, Stage::Displaced { .. })
+        && link.name == lease.home.name
+        && lease.home.alt_names.iter().all(|name| link.alt_names.contains(name))
 }
 
 enum Sight {
