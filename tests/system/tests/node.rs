@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use system_tests::{Node, mac, machine, spare};
+use serde_json::Value;
+use system_tests::{Node, assert_same, mac, machine, spare};
 
 const FIRST: &str = "0000:00:09.0";
 const SECOND: &str = "0000:00:0a.0";
@@ -72,6 +73,27 @@ fn a_node_without_spare_nics_keeps_its_agent_which_says_so() {
     agent.wait_for("no NIC", SOON).unwrap();
     node.sh("virtsim apply -f deployments/pod-tc1.yaml");
     node.wait_for("virtsim describe pod testpod1", "Insufficient kernel.org/virt", SOON);
+    agent.signal(15).unwrap();
+    assert_eq!(agent.wait(Duration::from_secs(5)).unwrap(), vm::Ended::Code(0));
+}
+
+#[test]
+fn a_node_without_ipv6_hands_out_its_nics_and_has_them_back() {
+    let node = Node::boot(&machine().nic(spare(FIRST)).nic(spare(SECOND)).kernel_word("ipv6.disable=1"));
+    assert_ne!(node.try_sh("ls /proc/sys/net/ipv6 /proc/net/if_inet6").code(), Some(0));
+    let links = || node.json("ip -d -j link");
+    let before = links();
+    node.start_cluster();
+    let mut agent = node.start_agent(2);
+    start_pod(&node, 1);
+    assert!(node.sh("virtsim exec testpod1 -- ip -o addr show net1").contains("10.56.217."));
+    node.sh("virtsim delete pod testpod1");
+    assert_home(&node);
+    let named = |links: Value| -> Vec<Value> {
+        let is_spare = |link: &&Value| ["eth1", "eth2"].map(Value::from).contains(&link["ifname"]);
+        links.as_array().unwrap().iter().filter(is_spare).cloned().collect()
+    };
+    assert_same(&named(links()).into(), &named(before).into(), "after the pod");
     agent.signal(15).unwrap();
     assert_eq!(agent.wait(Duration::from_secs(5)).unwrap(), vm::Ended::Code(0));
 }
