@@ -251,11 +251,12 @@ fn settle_unless_lifeline(node: &mut Node, lease: &Lease, link: Link) -> Result<
     })
 }
 
-/// Whether a NIC has been home since an earlier homecoming, and lacked no more than names, which it has by now. Whatever else is not as it was
-/// somebody on the node has made so since.
+/// Whether an earlier homecoming brought a NIC home under its own name, so that it lacked alternative names at most, which it has by now. Whatever
+/// else is not as it was somebody on the node has made so since.
 fn is_settled(lease: &Lease, link: &Link) -> bool {
-    matches!(lease.stage, Stage::Displaced { .. })
-        && link.name == lease.home.name
+    let home = &lease.home.name;
+    matches!(&lease.stage, Stage::Displaced { name } if name == home)
+        && link.name == *home
         && lease.home.alt_names.iter().all(|name| link.alt_names.contains(name))
 }
 
