@@ -136,6 +136,28 @@ async fn a_pod_whose_nic_is_unplugged_hears_of_it_once_also_from_an_agent_that_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_illness_that_comes_again_is_told_again_also_by_an_agent_that_was_restarted() {
+    let stage = Stage::with_spares(&[NIC]);
+    let server = Server::start(&stage);
+    let pod = Netns::create().unwrap();
+    stage.lease(NIC);
+    stage.move_away("eth1", &pod);
+    let virtio = format!("{}/virtio-eth1", position(NIC));
+    for times in 1..=2 {
+        let agent = start(&stage);
+        agent.says(&["Offering 0000:00:09.0", "away for pod default/testpod1"]);
+        std::fs::remove_file(stage.tree.folder(&virtio).join("driver")).unwrap();
+        stage.poke();
+        agent.says(&["the NIC of a pod is ill", "no driver is bound"]);
+        let told =
+            "Warning NicUnhealthy testpod1 0a1b NIC 0000:00:09.0 (net1) is ill: no driver is bound to it";
+        assert_eq!(server.has(times).await, vec![told; times]);
+        drop(agent);
+        stage.tree.driver("virtio", &virtio, "virtio_net");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_that_is_down_is_a_line_in_the_log_and_the_agent_works() {
     let stage = Stage::with_spares(&[NIC]);
     stage.ip("link set lo up");

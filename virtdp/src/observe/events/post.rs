@@ -98,8 +98,9 @@ fn event(notice: &Notice, node: &str, began: SystemTime, time: SystemTime) -> Ev
             (Severity::Warning, "NicUnhealthy", format!("NIC {device} ({interface}) is ill: {why}"))
         }
     };
-    // What an agent finds at its start the one before it may have found at its own: it has the same name, so it is said once.
-    let news = (*number > 0).then_some((began, number));
+    // What an agent finds at its start the one before it may have found at its own: it has the same name, so it is said once. So is what
+    // happens to a pod only once.
+    let news = (*number > 0 && held.condition != Condition::Unplugged).then_some((began, number));
     let mut hasher = DefaultHasher::new();
     (&held.pod.uid, device, &held.condition, news).hash(&mut hasher);
     // A pod's name may have 253 characters, and so may an Event's.
