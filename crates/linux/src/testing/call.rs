@@ -93,6 +93,7 @@ const HARMLESS: &[i64] = &[
     libc::SYS_setsockopt,
     libc::SYS_sigaltstack,
     libc::SYS_socket,
+    libc::SYS_socketpair,
     libc::SYS_statx,
     libc::SYS_tgkill,
     libc::SYS_timer_create,
