@@ -13,7 +13,7 @@ use linux::route::{Event, Groups, KeptAddress, LinkChange, Monitor, Socket};
 use nic::{Address, IfName, Link, Xdp};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::{Entry, Error, Home, Lease, Node, Stage, Step, tuning};
+use crate::{Entry, Error, Home, Lease, Node, Step, tuning};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,9 +238,6 @@ fn walk_home(
 /// would cut the node off.
 fn settle_unless_lifeline(node: &mut Node, lease: &Lease, link: Link) -> Result<Homecoming, ReturnError> {
     let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
-    if is_settled(lease, &link) {
-        return Ok(Homecoming::Home);
-    }
     if node.lifeline().map_err(kernel)?.reason(link.index).is_none() {
         return settle(node, lease, link);
     }
@@ -249,15 +246,6 @@ fn settle_unless_lifeline(node: &mut Node, lease: &Lease, link: Link) -> Result<
     } else {
         Homecoming::Displaced { name: link.name }
     })
-}
-
-/// Whether an earlier homecoming brought a NIC home under its own name, so that it lacked alternative names at most, which it has by now. Whatever
-/// else is not as it was somebody on the node has made so since.
-fn is_settled(lease: &Lease, link: &Link) -> bool {
-    let home = &lease.home.name;
-    matches!(&lease.stage, Stage::Displaced { name } if name == home)
-        && link.name == *home
-        && lease.home.alt_names.iter().all(|name| link.alt_names.contains(name))
 }
 
 enum Sight {

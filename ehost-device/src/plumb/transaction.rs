@@ -133,7 +133,7 @@ impl<'a> Transaction<'a> {
             }
         }
         match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE) {
-            Ok(Homecoming::Home) if !given_back => match ledger::keep(entry, lease) {
+            Ok(Homecoming::Home | Homecoming::Gone) if !given_back => match ledger::keep(entry, lease) {
                 Ok(()) => error,
                 Err(further) => error.and_also("no lease could be left", &code::ledger(further)),
             },

@@ -68,7 +68,9 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
     let given_back = match &absent {
         // An ADD looks for the plugin before it writes a lease, so none was called.
         Some(error) if devices.is_empty() && held.is_empty() => {
-            cni::tell!("ehost-device: WARNING: {error}: without a lease, there is no address to give back");
+            cni::tell!(
+                "ehost-device: WARNING: {error}: without a lease, it is taken that no address was given"
+            );
             Ok(())
         }
         _ => match del.config.ipam_type() {
@@ -152,7 +154,9 @@ fn bring_home(node: &mut Node, entry: &Entry<'_>, lease: &Lease, netns: Option<&
     let device = &lease.device;
     match ledger::bring_home(node, entry, lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
         Homecoming::Home => tell_lost(node, lease)?,
-        Homecoming::Gone => cni::tell!("ehost-device: device {device} exists no more; its lease is closed"),
+        Homecoming::Gone => {
+            cni::tell!("ehost-device: the interface of device {device} exists no more; its lease is closed")
+        }
         Homecoming::Displaced { name } => cni::tell!(
             "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \
              interface, or it carries the node by now; it gets it back when that is over",
@@ -196,12 +200,15 @@ pub(crate) fn give_back(
     plugins.ipam_del(config, &del)
 }
 
-/// The node may have changed meanwhile, so what is not there again is no failure.
+/// The node may have changed meanwhile, so what is not there again is no failure. After a reboot nothing is: all is what that boot made of it.
 ///
 /// # Errors
 /// The kernel does not answer.
 pub(crate) fn tell_lost(node: &mut Node, lease: &Lease) -> Result<(), Error> {
-    let Lease { device, home, .. } = lease;
+    let Lease { device, home, boot_id, .. } = lease;
+    if *boot_id != node.boot_id {
+        return Ok(());
+    }
     for lost in ledger::lost(node, home).map_err(code::io("look at the NIC at home"))? {
         cni::tell!("ehost-device: WARNING: device {device} is home as {}, without {lost}", home.name);
     }

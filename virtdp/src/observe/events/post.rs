@@ -98,8 +98,8 @@ fn event(notice: &Notice, node: &str, began: SystemTime, time: SystemTime) -> Ev
             (Severity::Warning, "NicUnhealthy", format!("NIC {device} ({interface}) is ill: {why}"))
         }
     };
-    // What an agent finds at its start the one before it may have found at its own: it has the same name, so it is said once. So is what
-    // happens to a pod only once.
+    // What two agents find at their start has the same name, so it is said once, and so is what happens to a pod only once. What begins
+    // while an agent runs is news; the next agent may say it once more.
     let news = (*number > 0 && held.condition != Condition::Unplugged).then_some((began, number));
     let mut hasher = DefaultHasher::new();
     (&held.pod.uid, device, &held.condition, news).hash(&mut hasher);
