@@ -16,6 +16,7 @@ mod identity;
 mod lease;
 mod node;
 mod notes;
+mod settle;
 mod tuning;
 
 use std::fs::File;
@@ -28,12 +29,13 @@ use nic::DeviceId;
 use serde::{Deserialize, Serialize};
 
 pub use homecoming::{
-    Homecoming, ReturnError, Whereabouts, bring_home, is_hidden, keep, lost, put_right, whereabouts,
+    Homecoming, ReturnError, Whereabouts, bring_home, is_hidden, keep, put_right, whereabouts,
 };
 pub use identity::Identities;
 pub use lease::{Home, Lease, Owner, Pod, Stage, Step};
 pub use node::{Node, look_into_pod};
 pub use notes::Notes;
+pub use settle::lost;
 
 /// The form in which this release writes leases, and the newest that it reads.
 const VERSION: u32 = 1;
