@@ -161,8 +161,8 @@ fn restore<'a>(
     for program in home.foreign_xdp(link) {
         attempt(node.routes.remove_xdp(link.index, program));
     }
-    // Kernels before 6.2 rename a link only while it is down, some drivers change the MAC only then, and a bond takes it only then.
-    if up && (rename || readdress || join.is_some() || !home.up) {
+    // Kernels before 6.2 rename a link only while it is down, and some drivers change the MAC only then.
+    if up && (rename || readdress || !home.up) {
         attempt(set(node, link.index, LinkChange { up: Some(false), ..LinkChange::default() }));
         up = false;
     }
@@ -191,7 +191,16 @@ fn restore<'a>(
         attempt(node.routes.add_alt_names(link.index, std::slice::from_ref(name)));
     }
     if let Some((name, master)) = join {
-        let joined = set(node, link.index, LinkChange { master: Some(master), ..LinkChange::default() });
+        let joining = LinkChange { master: Some(master), ..LinkChange::default() };
+        let mut joined = set(node, link.index, joining);
+        // A bond takes no port that is up; a bridge does, which spares the addresses and routes that end with the link's being up.
+        if up && joined.is_err() {
+            joined = set(node, link.index, LinkChange { up: Some(false), ..LinkChange::default() });
+            up = joined.is_err();
+            if !up {
+                joined = set(node, link.index, joining);
+            }
+        }
         refused.extend(is_for_good(&joined).then_some(Part::PortOf(name)));
         attempt(joined);
     }

@@ -43,6 +43,35 @@ fn nothing_is_left(node: &Node) {
 }
 
 #[test]
+fn a_port_of_a_bond_comes_home_to_it_also_when_it_is_up_by_then() {
+    let node = Node::boot(&machine().nic(spare(NIC)));
+    node.sh("ip link add bond7 type bond mode active-backup miimon 100 && ip link del bond0 || true");
+    node.sh("ip link set eth1 down && ip link set eth1 master bond7 && ip link set bond7 up && ip link set eth1 up");
+    // How often the bond's carrier came and went, and what it makes of a port meanwhile, is the bond's.
+    let port = || {
+        let link = node.json("ip -d -j link show eth1");
+        let of = |key: &str| link[0][key].clone();
+        json!([of("master"), of("address"), of("mtu"), of("flags"), of("ifalias")])
+    };
+    let before = port();
+    assert_eq!(before[0], "bond7");
+    let (config, netns) = (network(), node.netns("pod"));
+    node.cni("ehost-device", "ADD", "c1", &netns, &config).result();
+    node.cni("ehost-device", "DEL", "c1", &netns, &config).result();
+    node.wait_for("ip link show eth1", "LOWER_UP", SOON);
+    assert_same(&port(), &before, "after a DEL");
+    nothing_is_left(&node);
+
+    // It came home by itself and was set up; or out of the pod, which had it up, at last.
+    node.cni("ehost-device", "ADD", "c1", &netns, &config).result();
+    node.sh("ip -netns pod link set net1 netns 1 && ip link set net1 name eth1 && ip link set eth1 up");
+    node.cni("ehost-device", "DEL", "c1", &netns, &config).result();
+    node.wait_for("ip link show eth1", "LOWER_UP", SOON);
+    assert_same(&port(), &before, "after it was up on the node");
+    nothing_is_left(&node);
+}
+
+#[test]
 fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_left() {
     let node = node();
     node.vm.write_file("/tmp/xdp-pass.o", 0o644, XDP_PASS).unwrap();
