@@ -29,7 +29,7 @@ pub(super) enum Finding {
     InOrder,
     /// It is on the node, and nobody has it.
     Astray(Stray),
-    /// It was, and is now as it was at home.
+    /// It was, and is now as it was at home, but for what is `lost`.
     Home {
         /// Its name now.
         name: IfName,
@@ -37,6 +37,8 @@ pub(super) enum Finding {
         was: IfName,
         /// Who had it.
         owner: String,
+        /// What the kernel refuses, or refuses us, in words. The DEL of its owner may do more.
+        lost: Vec<String>,
     },
     /// It was, and is home in nobody's hands, but under this name: its own is another link's, or it carries the node.
     Displaced {
@@ -131,7 +133,10 @@ fn look_at(node: &mut Node, ledger: &Ledger, powers: Powers, device: &DeviceId) 
             let Some((lease, link)) = astray(node, ledger, device)? else { return Ok(Finding::InOrder) };
             let owner = lease.owner.to_string();
             Ok(match ledger::put_right(node, &entry, &lease)? {
-                ledger::Homecoming::Home => Finding::Home { name: lease.home.name, was: link.name, owner },
+                ledger::Homecoming::Home => {
+                    let lost = ledger::lost(node, &lease.home)?;
+                    Finding::Home { name: lease.home.name, was: link.name, owner, lost }
+                }
                 ledger::Homecoming::Displaced { name } => Finding::Displaced { name, owner },
                 ledger::Homecoming::Gone | ledger::Homecoming::OutOfSight => Finding::InOrder,
             })

@@ -37,12 +37,17 @@ impl Report {
                 "{device} is back on the node and in nobody's hands: the DEL of its owner, a GC or the next ADD brings it home \
                  as it was; virtdp would, with CAP_NET_ADMIN"
             ),
-            Finding::Home { name, was, owner } => info!(
-                interface = %name,
-                was = %was,
-                owner,
-                "Brought {device} home, which was back on the node and in nobody's hands"
-            ),
+            Finding::Home { name, was, owner, lost } => {
+                info!(
+                    interface = %name,
+                    was = %was,
+                    owner,
+                    "Brought {device} home, which was back on the node and in nobody's hands"
+                );
+                for lost in lost {
+                    warn!("{device} is home as {name}, without {lost}");
+                }
+            }
             Finding::Displaced { name, owner } => warn!(
                 interface = %name,
                 owner,

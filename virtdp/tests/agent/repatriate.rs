@@ -136,6 +136,21 @@ fn a_nic_that_nobody_has_is_brought_home_with_one_capability_and_its_lease_waits
 }
 
 #[test]
+fn what_an_agent_cannot_restore_is_told() {
+    let mut case = Case::new();
+    case.stage.ip("addr add fd00:7::2/64 dev eth1 nodad");
+    case.lease = lease(&case.stage, &case.pod);
+    case.write();
+    // As it comes back where the node has IPv6 switched off by now.
+    let switch = || std::fs::write("/proc/sys/net/ipv6/conf/eth1/disable_ipv6", "1");
+    case.stage.netns.run(switch).unwrap().unwrap();
+    case.come_back_as_net1();
+    let agent = case.start_with("-all,+net_admin");
+    agent.says(&["W", "link:eth1 is home as eth1, without its address fd00:7::2/64: the kernel refuses it"]);
+    case.is_home_as_it_was();
+}
+
+#[test]
 fn without_the_capability_it_is_told_and_left_as_it_is() {
     let case = Case::new();
     case.come_back_as_net1();
