@@ -66,10 +66,11 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
     let plugins = surroundings.plugins(&del.environment.path);
     let absent = absent_plugin(&plugins, &del.config);
     let given_back = match &absent {
-        // An ADD looks for the plugin before it writes a lease, so none was called.
-        Some(error) if devices.is_empty() && held.is_empty() => {
+        // An ADD looks for the plugin before it writes a lease, so none was called; but a NIC that vfio-pci holds has no lease, and another
+        // network's ADD may have ended this one's: then the result tells.
+        Some(error) if devices.is_empty() && held.is_empty() && !was_addressed(&del.config) => {
             cni::tell!(
-                "ehost-device: WARNING: {error}: without a lease, it is taken that no address was given"
+                "ehost-device: WARNING: {error}: without a lease or a result, there is no address to give back"
             );
             Ok(())
         }
@@ -109,6 +110,11 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
 /// That the IPAM plugin is not there, if it is not.
 fn absent_plugin(plugins: &Plugins, config: &Config) -> Option<Error> {
     plugins.find(&config.ipam_type().ok()??).err()
+}
+
+/// Whether the ADD had an address, by its result.
+fn was_addressed(config: &Config) -> bool {
+    config.prev_result().ok().flatten().is_some_and(|result| !result.ips.is_empty())
 }
 
 /// The device that an ADD with this configuration takes.

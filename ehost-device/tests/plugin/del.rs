@@ -281,6 +281,12 @@ fn an_ipam_plugin_that_is_not_there_is_missed_before_the_move_and_the_del_that_f
     let told = bench.run("DEL", &mistyped).expect().stderr;
     assert!(told.contains("WARNING: plugin no-such-plugin was not found"), "{told}");
     assert!(bench.asked().is_empty());
+    // Where the lease is gone, the result still tells of an address.
+    let mut config = bench.config(json!({"ipam": {"type": "no-such-plugin"}}));
+    config["prevResult"] = json!({"cniVersion": "1.1.0", "interfaces": [], "ips": []});
+    bench.run("DEL", &config).expect();
+    config["prevResult"]["ips"] = json!([{"address": "10.56.217.9/24"}]);
+    assert_eq!(bench.run("DEL", &config).code(), 5);
 }
 
 #[test]
