@@ -19,7 +19,7 @@ use crate::{Entry, Error, Lease, Node, Step};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Homecoming {
     /// At home, as it was, or as somebody made it since who has a better right to it: an administrator for whom it carries
-    /// the node now, or the boot after the one in which it left. The lease is closed.
+    /// the node now, or the boot after the one in which it left. The lease is closed, unless [`Addresses::Owed`].
     Home,
     /// At home and in nobody's hands, but its name or an alternative name is another link's now, or it carries the node under
     /// the name that it has. The lease stays, so that it gets its names back later.
@@ -28,7 +28,7 @@ pub enum Homecoming {
         name: IfName,
     },
     /// It exists no more: unplugged, another NIC in its place, or a virtual link that ended with its namespace. The lease
-    /// is closed.
+    /// is closed, unless [`Addresses::Owed`].
     Gone,
     /// It exists, but in no namespace that we can look into: one that is held open by a process, or is being torn down
     /// for longer than we waited, or the NIC has no network driver at the moment. The lease stays.
@@ -113,7 +113,17 @@ pub enum ReturnError {
     },
 }
 
-/// Brings the NIC of `lease` home from wherever it is and closes the lease, or notes in it why it could not.
+/// The addresses that IPAM gave the owner of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// IPAM has them back, or gave none.
+    GivenBack,
+    /// IPAM could not take them back. Who asks it later, a DEL, a GC or the next ADD, knows of them by the lease.
+    Owed,
+}
+
+/// Brings the NIC of `lease` home from wherever it is and closes the lease, or notes in it why it could not. While `addresses` are owed the
+/// lease stays, as [`put_right`] leaves it.
 ///
 /// It is looked for in the owner's network namespace, in `also` (what a DEL names), and in the node's, where the kernel
 /// puts NICs whose namespace ended; since that happens some time after the end, it is waited for up to `patience`.
@@ -126,18 +136,27 @@ pub fn bring_home(
     lease: &Lease,
     also: Option<&Path>,
     patience: Duration,
+    addresses: Addresses,
 ) -> Result<Homecoming, ReturnError> {
     let outcome = walk_home(node, lease, also, patience);
-    let noted = match &outcome {
-        Ok(Homecoming::Home | Homecoming::Gone) => entry.close(),
+    let noted = match (&outcome, addresses) {
+        (Ok(Homecoming::Home | Homecoming::Gone), Addresses::GivenBack) => entry.close(),
+        (outcome, _) => note(entry, lease, outcome),
+    };
+    first_cause(lease, outcome, noted)
+}
+
+/// Writes into a lease that stays what became of its NIC.
+fn note(entry: &Entry<'_>, lease: &Lease, outcome: &Result<Homecoming, ReturnError>) -> Result<(), Error> {
+    match outcome {
+        Ok(Homecoming::Home | Homecoming::Gone) => entry.write(&displaced(lease, &lease.home.name)),
         Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name)),
         Ok(Homecoming::OutOfSight) => {
             let fault = "it is in no network namespace that can be looked into".to_owned();
             entry.write(&returning(lease, Some(fault)))
         }
         Err(error) => entry.write(&returning(lease, Some(linux::chain(error)))),
-    };
-    first_cause(lease, outcome, noted)
+    }
 }
 
 /// Puts the NIC of `lease` right where it is on the node already, but not as it was: where the kernel left it when its network
@@ -154,21 +173,10 @@ pub fn bring_home(
 pub fn put_right(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Homecoming, ReturnError> {
     let outcome = restore_on_node(node, lease);
     let noted = match &outcome {
-        Ok(Homecoming::Home) => keep(entry, lease),
-        Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name)),
-        Ok(Homecoming::Gone | Homecoming::OutOfSight) => Ok(()),
-        Err(error) => entry.write(&returning(lease, Some(linux::chain(error)))),
+        Ok(Homecoming::OutOfSight) => Ok(()),
+        outcome => note(entry, lease, outcome),
     };
     first_cause(lease, outcome, noted)
-}
-
-/// Leaves the lease of a NIC that is home, as [`put_right`] does: IPAM could not be asked to take the owner's addresses back, and who asks it
-/// later, a DEL, a GC or the next ADD, knows of them by the lease.
-///
-/// # Errors
-/// [`Error::Write`].
-pub fn keep(entry: &Entry<'_>, lease: &Lease) -> Result<(), Error> {
-    entry.write(&displaced(lease, &lease.home.name))
 }
 
 fn restore_on_node(node: &mut Node, lease: &Lease) -> Result<Homecoming, ReturnError> {

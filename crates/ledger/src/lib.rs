@@ -29,7 +29,7 @@ use nic::DeviceId;
 use serde::{Deserialize, Serialize};
 
 pub use homecoming::{
-    Homecoming, ReturnError, Whereabouts, bring_home, is_hidden, keep, put_right, whereabouts,
+    Addresses, Homecoming, ReturnError, Whereabouts, bring_home, is_hidden, put_right, whereabouts,
 };
 pub use identity::Identities;
 pub use lease::{Home, Lease, Owner, Pod, Stage, Step};
@@ -423,7 +423,8 @@ fn contents(path: &Path, largest: u64) -> Result<Option<Vec<u8>>, Fault> {
         Err(error) if is_nowhere(&error) => return Ok(None),
         Err(error) => return Err(Fault::Io(error)),
     };
-    let mut bytes = Vec::new();
+    // Room for most leases, which are read in one piece then.
+    let mut bytes = Vec::with_capacity(4096);
     file.take(largest + 1).read_to_end(&mut bytes).map_err(Fault::Io)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > largest) {
         return Err(Fault::Large(largest));

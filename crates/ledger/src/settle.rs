@@ -202,7 +202,12 @@ fn restore<'a>(
             }
         }
         refused.extend(is_for_good(&joined).then_some(Part::PortOf(name)));
+        // A bond sets its new port up.
+        let set_up = joined.is_ok() && !home.up;
         attempt(joined);
+        if set_up {
+            attempt(set(node, link.index, LinkChange { up: Some(false), ..LinkChange::default() }));
+        }
     }
     tuning::restore(node, home, link.index)?.into_iter().for_each(|error| attempt(Err(error)));
     // Before it is up, when the kernel makes addresses and asks routers, or does not.

@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ledger::{
-    Home, Homecoming, Lease, Ledger, Node, Owner, ReturnError, Stage, Whereabouts, bring_home, put_right,
-    whereabouts,
+    Addresses, Home, Homecoming, Lease, Ledger, Node, Owner, ReturnError, Stage, Whereabouts, bring_home,
+    put_right, whereabouts,
 };
 use linux::Netns;
 use nic::IfName;
@@ -65,7 +65,14 @@ impl Bench {
                 entry.write(lease).unwrap();
                 // A DEL names the same path again.
                 let also = Some(lease.owner.netns.as_path());
-                bring_home(&mut Node::here().unwrap(), &entry, lease, also, Duration::from_millis(100))
+                bring_home(
+                    &mut Node::here().unwrap(),
+                    &entry,
+                    lease,
+                    also,
+                    Duration::from_millis(100),
+                    Addresses::GivenBack,
+                )
             })
             .unwrap()
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use cni::plugin::Add;
 use cni::{Code, Error, Success};
-use ledger::{Entry, Home, Homecoming, Lease, Node, Owner, Stage};
+use ledger::{Addresses, Entry, Home, Homecoming, Lease, Node, Owner, Stage};
 use linux::route::Socket;
 use linux::{Netns, Sysctl};
 use nic::{DeviceId, IfName, Link};
@@ -181,7 +181,9 @@ fn repair(
         let plugins = settings.surroundings.plugins(&add.environment.path);
         release::give_back(&plugins, &add.config, &add.environment, lease)?;
     }
-    match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE).map_err(code::not_home)? {
+    match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE, Addresses::GivenBack)
+        .map_err(code::not_home)?
+    {
         Homecoming::Home => release::tell_lost(node, lease).map(|()| None),
         Homecoming::Gone => Ok(None),
         Homecoming::Displaced { name } => {

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use cni::plugin::Add;
 use cni::{Code, Error, Interface, Success};
-use ledger::{Entry, Homecoming, Lease, Node, Step};
+use ledger::{Addresses, Entry, Homecoming, Lease, Node, Step};
 use linux::route::LinkChange;
 use nic::Link;
 
@@ -124,19 +124,15 @@ impl<'a> Transaction<'a> {
     /// Undoes all of it. The first cause stays the error; what could not be undone is added to its details.
     pub(super) fn undo(self, mut error: Error) -> Error {
         let Transaction { node, entry, lease, settings, add, addressed, .. } = self;
-        let mut given_back = true;
+        let mut addresses = Addresses::GivenBack;
         if addressed {
             let plugins = settings.surroundings.plugins(&add.environment.path);
             if let Err(further) = plugins.ipam_del(&add.config, &add.environment) {
                 error = error.and_also("the addresses could not be given back", &further);
-                given_back = false;
+                addresses = Addresses::Owed;
             }
         }
-        match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE) {
-            Ok(Homecoming::Home | Homecoming::Gone) if !given_back => match ledger::keep(entry, lease) {
-                Ok(()) => error,
-                Err(further) => error.and_also("no lease could be left", &code::ledger(further)),
-            },
+        match ledger::bring_home(node, entry, lease, None, ARRIVAL_PATIENCE, addresses) {
             Ok(Homecoming::Home) => match release::tell_lost(node, lease) {
                 Ok(()) => error,
                 Err(further) => error.and_also("what the NIC lost is not known", &further),

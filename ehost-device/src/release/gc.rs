@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use cni::Error;
 use cni::delegate::Plugins;
 use cni::plugin::Gc;
-use ledger::Lease;
+use ledger::{Addresses, Lease};
 
-use super::{bring_home, give_back, keep, leases, lock, stands};
+use super::{bring_home, give_back, leases, lock, stands};
 use crate::code;
 use crate::config::Surroundings;
 use crate::log::Steps;
@@ -51,10 +51,8 @@ fn stale_leases(gc: &Gc, surroundings: &Surroundings, plugins: &Plugins) -> Vec<
             Ok(Some((entry, lease))) => {
                 // An IPAM plugin older than 1.1.0 knows no GC.
                 let given_back = give_back(plugins, &gc.config, &gc.environment, &lease);
-                let home = bring_home(&mut node, &entry, &lease, None);
-                if given_back.is_err() {
-                    outcomes.push(keep(&entry, &lease));
-                }
+                let addresses = if given_back.is_ok() { Addresses::GivenBack } else { Addresses::Owed };
+                let home = bring_home(&mut node, &entry, &lease, None, addresses);
                 outcomes.extend([given_back, home]);
             }
             Ok(None) => {}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use cni::delegate::Plugins;
 use cni::plugin::Del;
 use cni::{Code, Config, Environment, Error, Verb};
-use ledger::{Entry, Homecoming, Lease, Ledger, Node};
+use ledger::{Addresses, Entry, Homecoming, Lease, Ledger, Node};
 use nic::DeviceId;
 
 use crate::code;
@@ -93,11 +93,10 @@ pub(crate) fn del(del: &Del, steps: &mut Steps) -> Result<(), Error> {
             for entry in held {
                 let outcome = stands(&entry, mine).and_then(|lease| {
                     let Some(lease) = lease else { return Ok(()) };
-                    let home = bring_home(&mut node, &entry, &lease, del.netns.as_deref());
                     // The next DEL must know that there is an address. A plugin that fails is asked by every DEL; a lease that is kept for
                     // it would keep the NIC from the next pod.
-                    let kept = if absent.is_some() { keep(&entry, &lease) } else { Ok(()) };
-                    Error::all([home, kept])
+                    let addresses = if absent.is_some() { Addresses::Owed } else { Addresses::GivenBack };
+                    bring_home(&mut node, &entry, &lease, del.netns.as_deref(), addresses)
                 });
                 errors.extend(outcome.err());
             }
@@ -156,13 +155,19 @@ fn stands(entry: &Entry<'_>, is_meant: impl Fn(&Lease) -> bool) -> Result<Option
 }
 
 /// Brings the NIC of a lease home.
-fn bring_home(node: &mut Node, entry: &Entry<'_>, lease: &Lease, netns: Option<&Path>) -> Result<(), Error> {
+fn bring_home(
+    node: &mut Node,
+    entry: &Entry<'_>,
+    lease: &Lease,
+    netns: Option<&Path>,
+    addresses: Addresses,
+) -> Result<(), Error> {
     let device = &lease.device;
-    match ledger::bring_home(node, entry, lease, netns, ARRIVAL_PATIENCE).map_err(code::not_home)? {
+    match ledger::bring_home(node, entry, lease, netns, ARRIVAL_PATIENCE, addresses)
+        .map_err(code::not_home)?
+    {
         Homecoming::Home => tell_lost(node, lease)?,
-        Homecoming::Gone => {
-            cni::tell!("ehost-device: the interface of device {device} exists no more; its lease is closed")
-        }
+        Homecoming::Gone => cni::tell!("ehost-device: the interface of device {device} exists no more"),
         Homecoming::Displaced { name } => cni::tell!(
             "ehost-device: device {device} is home as {name}: its name {} or an alternative name is taken by another \
              interface, or it carries the node by now; it gets it back when that is over",
@@ -176,14 +181,6 @@ fn bring_home(node: &mut Node, entry: &Entry<'_>, lease: &Lease, netns: Option<&
         ),
     }
     Ok(())
-}
-
-/// Leaves a lease where none is left: by it the next DEL or GC, or whoever wants the NIC, knows of the addresses.
-fn keep(entry: &Entry<'_>, lease: &Lease) -> Result<(), Error> {
-    match entry.read().map_err(code::ledger)? {
-        Some(_) => Ok(()),
-        None => ledger::keep(entry, lease).map_err(code::ledger),
-    }
 }
 
 /// Gives back the addresses of a container whose DEL never came, by calling IPAM as that would have; before the lease is closed,

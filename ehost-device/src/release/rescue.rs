@@ -4,7 +4,7 @@
 
 use cni::Error;
 use cni::plugin::Del;
-use ledger::{Fault, Home, Homecoming, Lease, Ledger, Node, Owner, Stage};
+use ledger::{Addresses, Fault, Home, Homecoming, Lease, Ledger, Node, Owner, Stage};
 use linux::Netns;
 use nic::{DeviceId, IfName, Link};
 
@@ -58,7 +58,9 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
         },
         stage: Stage::Returning { fault: None },
     };
-    match ledger::bring_home(node, &entry, &lease, None, ARRIVAL_PATIENCE).map_err(code::not_home)? {
+    match ledger::bring_home(node, &entry, &lease, None, ARRIVAL_PATIENCE, Addresses::GivenBack)
+        .map_err(code::not_home)?
+    {
         Homecoming::Home | Homecoming::Gone => Ok(()),
         // A name that was only made up is as good as another.
         Homecoming::Displaced { .. } => entry.close().map_err(code::ledger),

@@ -69,6 +69,14 @@ fn a_port_of_a_bond_comes_home_to_it_also_when_it_is_up_by_then() {
     node.wait_for("ip link show eth1", "LOWER_UP", SOON);
     assert_same(&port(), &before, "after it was up on the node");
     nothing_is_left(&node);
+
+    // A bond sets a new port up, which this one was not.
+    node.sh("ip link set eth1 down");
+    let before = port();
+    node.cni("ehost-device", "ADD", "c1", &netns, &config).result();
+    node.cni("ehost-device", "DEL", "c1", &netns, &config).result();
+    assert_same(&port(), &before, "a port that was down");
+    nothing_is_left(&node);
 }
 
 #[test]
