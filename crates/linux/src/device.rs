@@ -31,14 +31,24 @@ impl Devices {
     /// The bus folders cannot be read.
     pub fn parent_names(&self, id: &DeviceId) -> Result<Vec<String>, Error> {
         let bus = self.sysfs.join("bus");
-        let is_on = |kind: &Path| bus.join(kind).join("devices").join(id.as_str()).exists();
+        let on = |kind: &Path| bus.join(kind).join("devices").join(id.as_str());
+        let is_on = |kind: &Path| on(kind).exists();
+        let [pci, virtio] = ["pci", "virtio"].map(Path::new);
+        let virtio_devices = bus.join(virtio).join("devices");
         let mut names = Vec::new();
-        if ["pci", "virtio"].iter().any(|kind| is_on(kind.as_ref())) {
+        // The virtio devices, of which a machine can have hundreds: where there is a folder of the one below them, it has them.
+        let candidates = if is_on(pci) {
             names.push(id.as_str().to_owned());
-        }
-        for device in list(bus.join("virtio/devices"))? {
-            if let Some(name) = device.file_name().to_str()
-                && above(&device.path()).as_deref() == Some(id.as_str())
+            list(on(pci))?
+        } else if is_on(virtio) {
+            names.push(id.as_str().to_owned());
+            Vec::new()
+        } else {
+            list(virtio_devices.clone())?
+        };
+        for name in candidates.iter().map(DirEntry::file_name) {
+            if let Some(name) = name.to_str().filter(|name| name.starts_with("virtio"))
+                && above(&virtio_devices.join(name)).as_deref() == Some(id.as_str())
             {
                 names.push(name.to_owned());
             }

@@ -22,7 +22,7 @@ mod wire;
 pub use device::Devices;
 pub use error::{Error, Refusal, chain};
 pub use netns::Netns;
-pub use sysctl::{ParseSysctlError, Sysctl};
+pub use sysctl::{NewInterfaces, ParseSysctlError, Sysctl};
 pub use sysfs::{Found, Sysfs, Unreadable, VfioGroup};
 
 /// The kernel's version, as far as it tells what the kernel can do: 6 and 1 of `6.1.0-28-amd64`.

@@ -2,11 +2,14 @@
 //!
 //! Source: Documentation/networking/ip-sysctl.rst.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use nic::IfName;
+use rustix::fs::{Mode, OFlags};
 
 use crate::{Error, Netns, files};
 
@@ -55,16 +58,34 @@ impl Sysctl {
         Sysctl { family: "ipv6", table: "conf", name: "disable_ipv6".to_owned() }
     }
 
-    /// What an interface gets that appears now in the network namespace of the calling thread, if that is a number.
-    #[must_use]
-    pub fn of_new_interfaces(&self) -> Option<i64> {
-        let file = self.path(&"default".parse().ok()?);
-        std::fs::read_to_string(file).ok()?.trim().parse().ok()
-    }
-
     fn path(&self, interface: &IfName) -> PathBuf {
         // Each is one plain component: neither can hold a slash.
         ["/proc/sys/net", self.family, self.table, interface.as_str(), &self.name].iter().collect()
+    }
+}
+
+/// The settings that an interface gets that appears now. Their folders are held open, since to look up the whole path of each of a hundred
+/// files takes longer than to read them.
+#[derive(Debug, Default)]
+pub struct NewInterfaces {
+    folders: BTreeMap<(&'static str, &'static str), Option<OwnedFd>>,
+}
+
+impl NewInterfaces {
+    /// The value that a new interface has in the network namespace of the thread that asks first, if that is a number.
+    pub fn value(&mut self, sysctl: &Sysctl) -> Option<i64> {
+        let Sysctl { family, table, name } = sysctl;
+        let open = || {
+            let path = format!("/proc/sys/net/{family}/{table}/default");
+            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+        };
+        let folder = self.folders.entry((family, table)).or_insert_with(open).as_ref()?;
+        let file = rustix::fs::openat(folder, name.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .ok()?;
+        // A number and a line feed, which the kernel gives whole.
+        let mut text = [0; 24];
+        let length = rustix::io::read(file, &mut text).ok()?;
+        std::str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
     }
 }
 
@@ -106,6 +127,21 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Sysctl>(), Err(ParseSysctlError), "{text}");
         }
+    }
+
+    #[test]
+    fn what_new_interfaces_get_is_read_where_it_is_asked_for() {
+        let there = Netns::create().unwrap();
+        let sysctl = |name: &str| format!("net.{name}").parse::<Sysctl>().unwrap();
+        let set = sysctl("ipv4.conf.IFNAME.arp_notify");
+        there.set_sysctl(&set, &"default".parse().unwrap(), "1").unwrap();
+        let all = [set, sysctl("ipv6.conf.IFNAME.hop_limit"), sysctl("ipv6.conf.IFNAME.no_such_thing")];
+        let read = || {
+            let mut new = NewInterfaces::default();
+            all.iter().map(|sysctl| new.value(sysctl)).collect::<Vec<_>>()
+        };
+        assert_eq!(there.run(read).unwrap(), [Some(1), Some(64), None]);
+        assert_eq!(Netns::create().unwrap().run(read).unwrap(), [Some(0), Some(64), None]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use cni::plugin::Add;
 use cni::{Code, Error, Success};
 use ledger::{Addresses, Entry, Home, Homecoming, Lease, Node, Owner, Stage};
 use linux::route::Socket;
-use linux::{Netns, Sysctl};
+use linux::{Netns, NewInterfaces, Sysctl};
 use nic::{DeviceId, IfName, Link};
 
 use crate::allocation;
@@ -252,8 +252,9 @@ fn lease(
             let settings =
                 node.routes.settings(link.index).map_err(code::io("look at the NIC's settings"))?;
             // What all interfaces have is not its own: that may change while it is away.
-            let is_its_own = |name: &str, value| {
-                name.parse::<Sysctl>().map_or(true, |sysctl| sysctl.of_new_interfaces() != Some(value))
+            let mut new = NewInterfaces::default();
+            let mut is_its_own = |name: &str, value| {
+                name.parse::<Sysctl>().map_or(true, |sysctl| new.value(&sysctl) != Some(value))
             };
             let settings = settings.unwrap_or_default().into_iter();
             Home {
