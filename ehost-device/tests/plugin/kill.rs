@@ -335,7 +335,7 @@ command makes it anew:
 
     KILL_POINTS=$PWD/docs/kill-points.md cargo test -p ehost-device --test plugin kill
 
-The ordinary test run kills at the same places and takes what comes next in turns. `tests/system/tests/kill.rs` kills on real virtio NICs, some of these places, with a reboot
+The ordinary test run kills at the same places and takes what comes next in turns. `tests/system/tests/kill.rs` kills on real virtio NICs, some of these places (`KILL_ALL=1`: all), with a reboot
 before what comes next and without.
 
 * **whole**: so it was.

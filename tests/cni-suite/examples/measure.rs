@@ -8,6 +8,7 @@
 //! `nic`, without which a veth pair is made.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ use wait4::{ResourceUsage, Wait4 as _};
 
 /// Between two calls: what the kernel still does for the last one (it ends network namespaces in the background) is not the next one's.
 const PAUSE: Duration = Duration::from_millis(60);
+/// The pause grows by up to so much, a little of everything in turn. The kernel's waits end with a tick of its clock (4 ms, or up to 10): if all calls of
+/// a program began at the same place between two, it would always wait long or always short.
+const SPREAD: Duration = Duration::from_millis(20);
 const POD_NAME: &str = "net1";
 
 fn main() {
@@ -44,6 +48,8 @@ struct Bench {
     pod_path: PathBuf,
     programs: PathBuf,
     folder: PathBuf,
+    /// How many calls there were.
+    calls: Cell<u32>,
 }
 
 /// Programs that are run one after the other.
@@ -70,7 +76,14 @@ impl Bench {
         let pod = Netns::create().unwrap();
         let pod_path = folder.join("pod");
         pod.pin(&pod_path).unwrap();
-        Bench { nic: nic.parse().unwrap(), pod, pod_path, programs: keys["programs"].into(), folder }
+        Bench {
+            nic: nic.parse().unwrap(),
+            pod,
+            pod_path,
+            programs: keys["programs"].into(),
+            folder,
+            calls: Cell::new(0),
+        }
     }
 
     fn trips(&self) -> Vec<Trip> {
@@ -133,7 +146,7 @@ impl Bench {
         let fresh = LinkChange { up: Some(true), alias: Some(""), ..LinkChange::default() };
         node.change_link(index, &fresh).unwrap();
         for (what, call) in &trip.calls {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(self.pause());
             let (took, usage) = self.run(what, call);
             println!("{what} {} {}", took.as_micros(), usage.maxrss);
             println!("{what}:processor {} {}", (usage.utime + usage.stime).as_micros(), usage.maxrss);
@@ -142,6 +155,12 @@ impl Bench {
                 assert_eq!(there.is_some(), call.verb == "ADD", "{what} did not do its work");
             }
         }
+    }
+
+    /// Multiples of the golden ratio fill the spread evenly, also for every tenth call.
+    fn pause(&self) -> Duration {
+        self.calls.set(self.calls.get() + 1);
+        PAUSE + SPREAD.mul_f64((f64::from(self.calls.get()) * 0.618_033_988_75).fract())
     }
 
     /// From before the process is started until it has ended, and what it used.

@@ -149,6 +149,7 @@ fn kill_everywhere(remedies: &[Remedy], between: impl Fn(&mut Node)) {
     // As many as there are NICs, spread over all.
     let step = if std::env::var_os("KILL_ALL").is_some() { 1 } else { all.len().div_ceil(NICS.len()) };
     let places: Vec<Place> = all.into_iter().step_by(step).collect();
+    println!("{} places, then {remedies:?}", places.len());
     for batch in places.chunks(NICS.len()) {
         for (nic, place) in NICS.zip(batch) {
             Pod { node: &node, nic }.kill(*place);
