@@ -59,6 +59,10 @@ impl Bench {
     }
 
     fn bring_home(&self, lease: &Lease) -> Result<Homecoming, ReturnError> {
+        self.bring_home_while(lease, Addresses::GivenBack)
+    }
+
+    fn bring_home_while(&self, lease: &Lease, addresses: Addresses) -> Result<Homecoming, ReturnError> {
         self.node
             .run(|| {
                 let entry = self.ledger.lock(&lease.device, Duration::from_secs(10)).unwrap();
@@ -71,7 +75,7 @@ impl Bench {
                     lease,
                     also,
                     Duration::from_millis(100),
-                    Addresses::GivenBack,
+                    addresses,
                 )
             })
             .unwrap()
@@ -285,6 +289,22 @@ fn a_device_that_is_not_on_the_machine_is_gone_at_once() {
     assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Gone);
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(bench.is_closed(&lease));
+}
+
+#[test]
+fn while_addresses_are_owed_the_lease_stays_whether_the_nic_is_home_or_gone() {
+    for (device, outcome) in [("link:eth1", Homecoming::Home), ("0000:ff:1f.7", Homecoming::Gone)] {
+        let bench = Bench::new();
+        let lease = Lease { device: device.parse().unwrap(), ..bench.lease(Stage::Prepared) };
+        if outcome == Homecoming::Home {
+            ip(&bench.node, &format!("link set eth1 netns {} name net1", path_of(&bench.pod).display()));
+        }
+        assert_eq!(bench.bring_home_while(&lease, Addresses::Owed).unwrap(), outcome);
+        let left = bench.ledger.read(&lease.device).unwrap().unwrap();
+        assert_eq!(left, Lease { stage: Stage::Displaced { name: name("eth1") }, ..lease });
+        assert_eq!(bench.bring_home(&left).unwrap(), outcome);
+        assert!(bench.is_closed(&left));
+    }
 }
 
 #[test]
