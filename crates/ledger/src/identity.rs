@@ -115,7 +115,7 @@ mod tests {
         }
         std::fs::write(&path, r#"{"version": 2, "others": []}"#).unwrap();
         let error = identities.read().unwrap_err();
-        assert!(matches!(error, Error::Journal { source: Fault::Newer { found: 2 }, .. }), "{error:?}");
+        assert!(matches!(error, Error::Journal { source: Fault::Newer { found: 2, .. }, .. }), "{error:?}");
         identities.set_aside().unwrap();
         identities.set_aside().unwrap();
         assert!(identities.replace(&Journal::new(), &journal(2), PATIENCE).unwrap());

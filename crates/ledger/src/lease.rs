@@ -131,8 +131,8 @@ pub enum Stage {
         fault: Option<String>,
     },
     /// At home and in nobody's hands. Either another link took its name or an alternative name meanwhile, or it carries the node
-    /// under the name that it has: it gets its own back as soon as that is over. Or it is as it was, and came home without its
-    /// owner's DEL, for whose sake the lease stays: the owner's addresses are known by it.
+    /// under the name that it has: it gets its own back as soon as that is over. Or the lease stays for the sake of the owner's addresses, which are
+    /// known by it: the NIC came home as it was, without its owner's DEL, or IPAM could not take them back; then it may also be gone.
     Displaced {
         /// Its name now.
         name: IfName,

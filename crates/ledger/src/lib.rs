@@ -37,8 +37,8 @@ pub use node::{Node, look_into_pod};
 pub use notes::Notes;
 pub use settle::lost;
 
-/// The form in which this release writes leases, and the newest that it reads.
-const VERSION: u32 = 1;
+/// The form in which this release writes leases, and the newest that it reads. Since 2 lines may follow the lease: stages that it reached later.
+const VERSION: u32 = 2;
 /// A lease has about 1 KB; 127 alternative names of 127 bytes make 17, and each route that goes with the NIC some 100 bytes. What is larger
 /// could not be read again.
 const LARGEST: u64 = 4 * 1024 * 1024;
@@ -155,11 +155,13 @@ pub enum Fault {
     Torn(#[source] serde_json::Error),
     /// A newer release wrote it.
     #[error(
-        "it has version {found}, this release reads up to {VERSION}; use the release that wrote it, or a newer one"
+        "it has version {found}, this release reads up to {newest}; use the release that wrote it, or a newer one"
     )]
     Newer {
         /// Its version.
         found: u32,
+        /// The newest that this release reads.
+        newest: u32,
     },
     /// Its content is about another device than its name.
     #[error("it is about device {0}")]
@@ -334,28 +336,11 @@ impl Entry<'_> {
     /// # Errors
     /// [`Error::Write`]; then the old content is still there.
     pub fn write(&self, lease: &Lease) -> Result<(), Error> {
-        self.store(lease, files::write_atomically)
-    }
-
-    /// Writes how far the lease that was written got. A loss of power may take that back, and does no harm: in the boot after it every
-    /// stage means the same, since the NIC's owner ended with the boot in which it left.
-    ///
-    /// # Errors
-    /// [`Error::Write`]; then the old content is still there.
-    pub fn advance(&self, lease: &Lease) -> Result<(), Error> {
-        self.store(lease, files::rewrite_atomically)
-    }
-
-    fn store(
-        &self,
-        lease: &Lease,
-        write: impl FnOnce(&Path, &str, &[u8]) -> Result<(), linux::Error>,
-    ) -> Result<(), Error> {
         let stored = Stored { version: VERSION, lease };
         let mut bytes = serde_json::to_vec_pretty(&stored)
             .map_err(|source| Error::Encode { device: self.device.clone(), source })?;
         bytes.push(b'\n');
-        let name = format!("{}{SUFFIX}", self.device);
+        let name = self.name();
         let failed = |source| Error::Write { device: self.device.clone(), source };
         if matches!(lease.stage, Stage::Prepared) && bytes.len() > LARGEST_AT_FIRST {
             let why = format!("it has {} bytes, and {LARGEST_AT_FIRST} is the most", bytes.len());
@@ -366,7 +351,25 @@ impl Entry<'_> {
                 source,
             }));
         }
-        write(&self.ledger.leases, &name, &bytes).map_err(failed)
+        files::write_atomically(&self.ledger.leases, &name, &bytes).map_err(failed)
+    }
+
+    /// Notes how far the lease that was written got, in a line behind it. A loss of power may take that back, and does no harm: in the
+    /// boot after it every stage means the same, since the NIC's owner ended with the boot in which it left. So nothing waits for the disk.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; then the lease is as it was, where it is there.
+    pub fn advance(&self, lease: &Lease) -> Result<(), Error> {
+        let later = Later { stage: lease.stage.clone() };
+        let mut line = serde_json::to_vec(&later)
+            .map_err(|source| Error::Encode { device: self.device.clone(), source })?;
+        line.push(b'\n');
+        files::append_to_present(&self.ledger.leases.join(self.name()), &line)
+            .map_err(|source| Error::Write { device: self.device.clone(), source })
+    }
+
+    fn name(&self) -> String {
+        format!("{}{SUFFIX}", self.device)
     }
 
     /// Removes the lease: the NIC is home. There being none is no error.
@@ -374,7 +377,7 @@ impl Entry<'_> {
     /// # Errors
     /// [`Error::Write`].
     pub fn close(&self) -> Result<(), Error> {
-        let name = format!("{}{SUFFIX}", self.device);
+        let name = self.name();
         files::remove_leftovers(&self.ledger.leases, &name)
             .and_then(|()| files::remove_durably(&self.ledger.leases, &name))
             .map(|_| ())
@@ -386,7 +389,7 @@ impl Entry<'_> {
     /// # Errors
     /// [`Error::Folder`].
     pub fn set_aside(&self) -> Result<(), Error> {
-        set_aside(&self.ledger.leases.join(format!("{}{SUFFIX}", self.device)))
+        set_aside(&self.ledger.leases.join(self.name()))
     }
 }
 
@@ -397,14 +400,25 @@ struct Stored<'a> {
     lease: &'a Lease,
 }
 
+/// A stage that was reached after the lease was written.
+#[derive(Serialize, Deserialize)]
+struct Later {
+    stage: Stage,
+}
+
 #[derive(Deserialize)]
 struct StoredVersion {
     version: u32,
 }
 
 fn read(path: &Path, device: &DeviceId) -> Result<Option<Lease>, Fault> {
-    let Some(bytes) = contents(path, LARGEST)? else { return Ok(None) };
-    let lease: Lease = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
+    let Some(bytes) = contents(path, LARGEST, VERSION)? else { return Ok(None) };
+    let mut documents = serde_json::Deserializer::from_slice(&bytes);
+    let mut lease = Lease::deserialize(&mut documents).map_err(Fault::Torn)?;
+    // A line that is torn was never written: the lease before it was synced.
+    for later in documents.into_iter::<Later>().map_while(Result::ok) {
+        lease.stage = later.stage;
+    }
     if lease.device != *device {
         return Err(Fault::Foreign(lease.device));
     }
@@ -417,7 +431,7 @@ fn is_nowhere(error: &io::Error) -> bool {
 }
 
 /// What is in a file of ours, if it is there, and this release reads its version.
-fn contents(path: &Path, largest: u64) -> Result<Option<Vec<u8>>, Fault> {
+fn contents(path: &Path, largest: u64, newest: u32) -> Result<Option<Vec<u8>>, Fault> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if is_nowhere(&error) => return Ok(None),
@@ -430,9 +444,10 @@ fn contents(path: &Path, largest: u64) -> Result<Option<Vec<u8>>, Fault> {
         return Err(Fault::Large(largest));
     }
     // The version first: what a newer release writes need not look like anything that we know.
-    let StoredVersion { version } = serde_json::from_slice(&bytes).map_err(Fault::Torn)?;
-    if version > VERSION {
-        return Err(Fault::Newer { found: version });
+    let mut first = serde_json::Deserializer::from_slice(&bytes);
+    let StoredVersion { version } = StoredVersion::deserialize(&mut first).map_err(Fault::Torn)?;
+    if version > newest {
+        return Err(Fault::Newer { found: version, newest });
     }
     Ok(Some(bytes))
 }

@@ -16,6 +16,8 @@ use crate::{Error, Fault};
 const RESOURCES: &str = "resources.json";
 const VITAL: &str = "vital.json";
 const NAMES: &str = "names.json";
+/// The form in which this release writes these files, and the newest that it reads.
+const VERSION: u32 = 1;
 /// The longest is the journal of identities, with about 130 bytes for each NIC.
 const LARGEST: u64 = 4 * 1024 * 1024;
 
@@ -112,7 +114,7 @@ struct Stored<'a, T> {
 /// Reads a file of the agent's, if it is there.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let read = || {
-        let Some(bytes) = crate::contents(path, LARGEST)? else { return Ok(None) };
+        let Some(bytes) = crate::contents(path, LARGEST, VERSION)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(Fault::Torn)
     };
     read().map_err(|source| Error::Journal { path: path.to_owned(), source })
@@ -121,7 +123,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error>
 /// Writes one, making the folder where it is absent.
 pub(crate) fn write<T: Serialize>(folder: &Path, name: &str, content: &T) -> Result<(), Error> {
     let failed = |source| Error::WriteJournal { path: folder.join(name), source };
-    let stored = Stored { version: crate::VERSION, content };
+    let stored = Stored { version: VERSION, content };
     let mut bytes = serde_json::to_vec_pretty(&stored).map_err(Error::EncodeJournal)?;
     bytes.push(b'\n');
     files::make_folder(folder).map_err(failed)?;
@@ -172,7 +174,7 @@ mod tests {
             for error in
                 [notes.resources().unwrap_err(), notes.vital().unwrap_err(), notes.names().unwrap_err()]
             {
-                let is_newer = matches!(error, Error::Journal { source: Fault::Newer { found: 2 }, .. });
+                let is_newer = matches!(error, Error::Journal { source: Fault::Newer { found: 2, .. }, .. });
                 let is_torn = matches!(error, Error::Journal { source: Fault::Torn(_), .. });
                 assert_eq!((is_newer, is_torn), (newer, !newer), "{text}: {error:?}");
             }

@@ -89,6 +89,50 @@ fn a_lease_is_written_read_listed_and_closed() {
 }
 
 #[test]
+fn a_stage_stands_in_a_line_behind_the_lease_and_a_line_that_is_torn_was_never_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::at(folder.path());
+    let prepared = lease("0000:00:0a.0");
+    let plumbed = prepared.clone().after(Step::Plumb { index: 7 });
+    let path = folder.path().join("leases/0000:00:0a.0.json");
+    let entry = ledger.lock(&prepared.device, patience()).unwrap();
+    assert!(entry.advance(&plumbed).is_err());
+    assert!(!path.exists(), "a stage without a lease");
+    entry.write(&prepared).unwrap();
+    let synced = std::fs::read(&path).unwrap();
+    entry.advance(&plumbed).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    assert_eq!(whole.strip_prefix(&*synced).unwrap(), b"{\"stage\":{\"is\":\"plumbed\",\"index\":7}}\n");
+    for length in 0..=whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        match entry.read() {
+            // The line counts, and so does the lease, without the end of the line.
+            Ok(lease) if length >= whole.len() - 1 => assert_eq!(lease.as_ref(), Some(&plumbed)),
+            Ok(lease) if length >= synced.len() - 1 => {
+                assert_eq!(lease.as_ref(), Some(&prepared), "{length}")
+            }
+            Err(Error::Unusable { source: Fault::Torn(_), .. }) if length < synced.len() - 1 => {}
+            other => panic!("{length} bytes: {other:?}"),
+        }
+    }
+    for tail in ["\0\0", "{}", "}", "x", "{\"stage\":null}", "{\"stage\":{\"is\":\"returning\"}"] {
+        std::fs::write(&path, [&*whole, tail.as_bytes()].concat()).unwrap();
+        assert_eq!(entry.read().unwrap(), Some(plumbed.clone()), "{tail}");
+    }
+    // Written anew it is one document again.
+    entry.write(&plumbed).unwrap();
+    let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(value["stage"]["is"], "plumbed");
+    // What the first form had.
+    std::fs::write(
+        &path,
+        std::fs::read_to_string(&path).unwrap().replace("\"version\": 2", "\"version\": 1"),
+    )
+    .unwrap();
+    assert_eq!(entry.read().unwrap(), Some(plumbed));
+}
+
+#[test]
 fn the_file_says_its_version_and_is_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
@@ -97,7 +141,7 @@ fn the_file_says_its_version_and_is_for_its_owner_only() {
     entry.write(&lease("0000:00:0a.0")).unwrap();
     let path = folder.path().join("leases/0000:00:0a.0.json");
     let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    assert_eq!(value["version"], 1);
+    assert_eq!(value["version"], 2);
     assert_eq!(value["stage"]["is"], "prepared");
     assert_eq!(value["home"]["name"], "eth1");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -125,7 +169,7 @@ fn files_that_are_no_leases_are_reported_kept_and_in_nobodys_way() {
         ("0000:00:01.0.json", b""),
         ("0000:00:02.0.json", &whole[..whole.len() / 2]),
         ("0000:00:03.0.json", &whole),
-        ("0000:00:04.0.json", br#"{"version": 2, "something": "new"}"#),
+        ("0000:00:04.0.json", br#"{"version": 3, "something": "new"}"#),
         ("0000:00:05.0.json", br#"{"version": 1, "device": "../../x"}"#),
         (".hidden.json", b"{}"),
     ];
@@ -138,7 +182,10 @@ fn files_that_are_no_leases_are_reported_kept_and_in_nobodys_way() {
     assert_eq!(listing.leases, [lease("0000:00:0a.0")]);
     assert_eq!(listing.unusable.len(), bad.len());
     let newer = ledger.read(&"0000:00:04.0".parse().unwrap()).unwrap_err();
-    assert!(matches!(newer, Error::Unusable { source: Fault::Newer { found: 2 }, .. }), "{newer:?}");
+    assert!(
+        matches!(newer, Error::Unusable { source: Fault::Newer { found: 3, newest: 2 }, .. }),
+        "{newer:?}"
+    );
     let foreign = ledger.read(&"0000:00:03.0".parse().unwrap()).unwrap_err();
     assert!(matches!(foreign, Error::Unusable { source: Fault::Foreign(_), .. }), "{foreign:?}");
     for (name, bytes) in bad {

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::{Error, fault};
 
 /// How often a lock that somebody holds is tried again: flock(2) has no deadline of its own.
@@ -25,24 +27,11 @@ pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Erro
 /// # Errors
 /// [`Error::File`] with the step that failed.
 pub fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    replace_synced(dir, name, bytes, mode)?;
-    sync_folder(dir)
-}
-
-/// As [`write_atomically`], but after a loss of power the old content may be there again, as whole as the new: without the fsync of the
-/// folder, which takes about as long as that of the file.
-///
-/// # Errors
-/// [`Error::File`] with the step that failed.
-pub fn rewrite_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
-    replace_synced(dir, name, bytes, 0o600)
-}
-
-fn replace_synced(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let file = beside(dir, name, bytes, mode)?;
     // Before the rename: on some file systems (xfs) the name would else stand for an empty file after a loss of power.
     step("sync", &dir.join(name), || file.as_file().sync_all())?;
-    persist(file, &dir.join(name))
+    persist(file, &dir.join(name))?;
+    sync_folder(dir)
 }
 
 /// As [`replace`], but not synced: whole or absent for whoever looks, and for what is made anew after a crash anyway.
@@ -86,8 +75,19 @@ fn beside(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<tempfile::N
 /// # Errors
 /// [`Error::File`]: it cannot be opened, or not all was written.
 pub fn append(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    append_with(OFlags::CREATE, path, bytes)
+}
+
+/// As [`append`], to a file that is there.
+///
+/// # Errors
+/// [`Error::File`]: it is absent or cannot be opened, or not all was written.
+pub fn append_to_present(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    append_with(OFlags::empty(), path, bytes)
+}
+
+fn append_with(flags: OFlags, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let flags = flags | OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let open = || Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
     let file = step("open", path, open)?;
     if step("write", path, || Ok(rustix::io::write(&file, bytes)?))? == bytes.len() {
@@ -236,8 +236,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_atomically(folder.path(), "lease", b"one").unwrap();
         write_atomically(folder.path(), "lease", b"two").unwrap();
-        rewrite_atomically(folder.path(), "lease", b"two and a half").unwrap();
-        assert_eq!(std::fs::read(folder.path().join("lease")).unwrap(), b"two and a half");
         replace_unsynced(folder.path(), "lease", b"three", 0o644).unwrap();
         write_atomically(folder.path(), "lease", b"two").unwrap();
         assert_eq!(std::fs::read(folder.path().join("lease")).unwrap(), b"two");
@@ -276,6 +274,11 @@ mod tests {
         for bad in [folder.path(), &folder.path().join("absent/log"), Path::new("/dev/full"), &pipe] {
             assert!(matches!(append(bad, b"x\n"), Err(Error::File { .. })), "{}", bad.display());
         }
+        append_to_present(&path, b"three\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\nthree\n");
+        let absent = folder.path().join("absent");
+        assert!(append_to_present(&absent, b"x\n").unwrap_err().is_absent());
+        assert!(!absent.exists());
     }
 
     #[test]

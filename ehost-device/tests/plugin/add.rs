@@ -30,9 +30,9 @@ fn add_moves_the_nic_with_addresses_and_routes_and_del_brings_it_home_as_it_was(
     let routes = bench.in_pod("route show");
     assert!(routes.contains("default via 10.56.217.1 dev net1"), "{routes}");
     assert!(routes.contains("172.30.0.0/16 via 10.56.217.9 dev net1"), "{routes}");
-    let lease: serde_json::Value = serde_json::from_slice(&std::fs::read(bench.lease()).unwrap()).unwrap();
-    assert_eq!(lease["stage"], json!({"is": "plumbed", "index": link.index}));
-    assert_eq!(lease["owner"]["pod"]["name"], "testpod1");
+    let lease = ledger::Ledger::at(bench.state()).read(&"link:eth1".parse().unwrap()).unwrap().unwrap();
+    assert_eq!(lease.stage, ledger::Stage::Plumbed { index: link.index });
+    assert_eq!(lease.owner.pod.unwrap().name, "testpod1");
 
     bench.run("DEL", &config).expect();
     bench.assert_untouched(&before);

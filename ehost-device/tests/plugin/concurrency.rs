@@ -111,14 +111,12 @@ impl Crowd {
 
     /// The containers for which leases are open, by NIC.
     fn leases(&self) -> BTreeMap<String, String> {
-        let Ok(files) = std::fs::read_dir(self.bench.state().join("leases")) else { return BTreeMap::new() };
-        files
-            .map(|file| {
-                let lease: Value =
-                    serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap();
-                let text = |pointer: &str| lease.pointer(pointer).unwrap().as_str().unwrap().to_owned();
-                (text("/home/name"), text("/owner/container_id"))
-            })
+        let listing = ledger::Ledger::at(self.bench.state()).list().unwrap();
+        assert!(listing.unusable.is_empty(), "{:?}", listing.unusable);
+        listing
+            .leases
+            .into_iter()
+            .map(|lease| (lease.home.name.to_string(), lease.owner.container_id))
             .collect()
     }
 

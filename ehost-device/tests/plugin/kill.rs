@@ -335,8 +335,8 @@ command makes it anew:
 
     KILL_POINTS=$PWD/docs/kill-points.md cargo test -p ehost-device --test plugin kill
 
-The ordinary test run kills at the same places and takes what comes next in turns. `tests/system/tests/kill.rs` kills on real virtio NICs, some of these places (`KILL_ALL=1`: all), with a reboot
-before what comes next and without.
+The ordinary test run kills at the same places and takes what comes next in turns. `tests/system/tests/kill.rs` kills on real virtio NICs after some of these calls (`KILL_ALL=1`: after each), with a reboot
+before what comes next and without, and takes that in turns, too.
 
 * **whole**: so it was.
 * **refused**: the ADD was complete, so that the NIC is in use and another pod does not get it. One DEL of its owner, and all was whole.

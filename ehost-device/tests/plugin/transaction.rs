@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::Answer;
+use crate::bench::{ANSWERS, Answer};
 use crate::rich::Rich;
 
 /// Steps whose failure is told and no more: the neighbours find out by themselves.
@@ -130,6 +130,23 @@ fn undoing_fails(first: usize, how: &str, of: &str, rich: &Rich, config: &Value)
         Some((trial, wrong))
     });
     println!("{count} steps of {of}, failing as \"N{how}\"");
+}
+
+#[test]
+fn while_ipam_is_owed_addresses_the_lease_is_never_off_the_disk() {
+    let rich = Rich::new();
+    rich.bench.ipam("fails", "exit 1");
+    let config = rich.network(json!({"ipam": {"type": "fails"}}));
+    let trial = Trial::run(&rich, "ADD", &config, "0");
+    assert!(!trial.answer.ok && rich.bench.lease().exists());
+    let of_lease = |verb: &str| {
+        let is = |step: &&String| step.starts_with(verb) && step.ends_with("/leases/link:eth1.json");
+        trial.steps.iter().filter(is).count()
+    };
+    assert_eq!((of_lease("replace "), of_lease("remove ")), (2, 0), "{:#?}", trial.steps);
+    rich.bench.ipam("fails", ANSWERS);
+    rich.bench.run("DEL", &config).expect();
+    assert_eq!(rich.amiss(), None);
 }
 
 #[test]

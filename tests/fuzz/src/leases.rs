@@ -12,8 +12,10 @@ pub(crate) const LEASE: Target = Target {
     name: "lease",
     run: lease,
     seeds: &[
-        r#"{"version":1,"device":"0000:00:0a.0","permanent_mac":"52:54:00:00:00:0a","boot_id":"b","home":{"name":"eth2","index":4,"alt_names":["storage0"],"mtu":1400,"tx_queue_len":500,"up":true,"addresses":[{"ip":"10.1.2.3","prefix_len":24}]},"owner":{"container_id":"c","if_name":"net1","netns":"/var/run/netns/p","netns_inode":4026532,"network":"n","pod":{"namespace":"d","name":"p"}},"stage":{"is":"plumbed","index":4}}"#,
-        r#"{"version":2,"device":"0000:00:0a.0"}"#,
+        r#"{"version":1,"device":"0000:00:0a.0","permanent_mac":"52:54:00:00:00:0a","boot_id":"b","home":{"name":"eth2","index":4,"alt_names":["storage0"],"mtu":1400,"tx_queue_len":500,"up":true,"addresses":["021800000000000008000200c0000201"]},"owner":{"container_id":"c","if_name":"net1","netns":"/var/run/netns/p","netns_inode":4026532,"network":"n","pod":{"namespace":"d","name":"p"}},"stage":{"is":"prepared"}}
+{"stage":{"is":"plumbed","index":4}}
+"#,
+        r#"{"version":3,"device":"0000:00:0a.0"}"#,
         r#"{"version":1,"device":"0000:00:09.0","boot_id":"b","stage":{"is":"returning","fault":"x"}}"#,
     ],
 };
