@@ -88,12 +88,14 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         if let Some(libraries) = debian.host_libraries() {
             command.env("VIRTNET_LIBRARIES", libraries);
         }
-        command.arg("--");
-        if part == Part::System {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let threads = match part {
+            // They wait more than they work: for the kernel's move of a NIC, and for time to pass.
+            Part::Workspace => processors * 2,
             // Two processors for each VM: a machine that boots more of them at a time than it has is too slow for every time limit.
-            let threads = thread::available_parallelism().map_or(1, usize::from).div_ceil(2);
-            command.args(["--test-threads", &threads.to_string()]);
-        }
+            Part::System => processors.div_ceil(2),
+        };
+        command.args(["--", "--test-threads", &threads.to_string()]);
         let hung = part_of(&mut sum, title, &mut command, &options.filter, progress)?;
         if !hung.is_empty() {
             // Emulation of several processors lets that happen now and then, whatever runs in the guest; twice in a row it counts.

@@ -175,9 +175,7 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         walks.flat_map(|parts| metas.iter().map(move |meta| (parts.clone(), *meta))).collect();
     if options.only.is_none() {
         // What it does to the node is the same with both, and the whole takes long enough.
-        walks.iter_mut().filter(|(_, meta)| *meta == Meta::Multus).for_each(|(parts, _)| {
-            parts.retain(|part| *part != Part::Plumbing);
-        });
+        walks.retain(|(parts, meta)| *meta == Meta::VirtMeta || *parts == [Part::Walkthrough]);
     }
     for (at, (parts, meta)) in walks.iter().enumerate() {
         let keep = options.keep && at + 1 == walks.len();
