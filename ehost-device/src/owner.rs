@@ -183,7 +183,7 @@ mod tests {
             (Stage::Prepared, Whereabouts::Unknown),
             (Stage::Prepared, Whereabouts::WithOwner),
             (Stage::Returning { fault: None }, Whereabouts::WithOwner),
-            (Stage::Displaced { name: "eth1-2".parse().unwrap() }, Whereabouts::Unknown),
+            (Stage::Displaced { name: "eth1-2".parse().unwrap(), whole: false }, Whereabouts::Unknown),
         ] {
             assert!(matches!(judged(stage, place, "two"), Standing::Stale));
         }

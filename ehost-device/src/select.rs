@@ -91,7 +91,7 @@ fn known(
     if let Some(link) = link {
         // A link without a device is known by its name; one that is home under another keeps its lease's.
         let displaced = listing.leases.into_iter().find(|lease| {
-            matches!(&lease.stage, Stage::Displaced { name } if *name == link.name && link.parent_device.is_none())
+            matches!(&lease.stage, Stage::Displaced { name, .. } if *name == link.name && link.parent_device.is_none())
         });
         let id = match displaced {
             Some(lease) => lease.device,

@@ -12,7 +12,7 @@ use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::settle::{home_name, settle};
+use crate::settle::{home_name, lost, settle};
 use crate::{Entry, Error, Lease, Node, Step};
 
 /// How a way home ended, other than by an error.
@@ -141,16 +141,26 @@ pub fn bring_home(
     let outcome = walk_home(node, lease, also, patience);
     let noted = match (&outcome, addresses) {
         (Ok(Homecoming::Home | Homecoming::Gone), Addresses::GivenBack) => entry.close(),
-        (outcome, _) => note(entry, lease, outcome),
+        (outcome, _) => note(node, entry, lease, outcome),
     };
     first_cause(lease, outcome, noted)
 }
 
 /// Writes into a lease that stays what became of its NIC.
-fn note(entry: &Entry<'_>, lease: &Lease, outcome: &Result<Homecoming, ReturnError>) -> Result<(), Error> {
+fn note(
+    node: &mut Node,
+    entry: &Entry<'_>,
+    lease: &Lease,
+    outcome: &Result<Homecoming, ReturnError>,
+) -> Result<(), Error> {
     match outcome {
-        Ok(Homecoming::Home | Homecoming::Gone) => entry.write(&displaced(lease, &lease.home.name)),
-        Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name)),
+        Ok(Homecoming::Home) => {
+            // What the kernel refused is tried once more by whoever ends the lease.
+            let whole = lease.is_whole() || lost(node, &lease.home).is_ok_and(|lost| lost.is_empty());
+            entry.write(&displaced(lease, &lease.home.name, whole))
+        }
+        Ok(Homecoming::Gone) => entry.write(&displaced(lease, &lease.home.name, false)),
+        Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name, false)),
         Ok(Homecoming::OutOfSight) => {
             let fault = "it is in no network namespace that can be looked into".to_owned();
             entry.write(&returning(lease, Some(fault)))
@@ -174,7 +184,7 @@ pub fn put_right(node: &mut Node, entry: &Entry<'_>, lease: &Lease) -> Result<Ho
     let outcome = restore_on_node(node, lease);
     let noted = match &outcome {
         Ok(Homecoming::OutOfSight) => Ok(()),
-        outcome => note(entry, lease, outcome),
+        outcome => note(node, entry, lease, outcome),
     };
     first_cause(lease, outcome, noted)
 }
@@ -183,6 +193,9 @@ fn restore_on_node(node: &mut Node, lease: &Lease) -> Result<Homecoming, ReturnE
     let kernel = |source| ReturnError::Kernel { device: lease.device.clone(), source };
     if lease.boot_id != node.boot_id {
         return Ok(Homecoming::OutOfSight);
+    }
+    if lease.is_whole() {
+        return Ok(Homecoming::Home);
     }
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
     let links = node.routes.links().map_err(kernel)?;
@@ -196,8 +209,8 @@ fn returning(lease: &Lease, fault: Option<String>) -> Lease {
     lease.clone().after(Step::Return { fault })
 }
 
-fn displaced(lease: &Lease, name: &IfName) -> Lease {
-    returning(lease, None).after(Step::Displace { name: name.clone() })
+fn displaced(lease: &Lease, name: &IfName, whole: bool) -> Lease {
+    returning(lease, None).after(Step::Displace { name: name.clone(), whole })
 }
 
 /// Of two failures the first cause is the one to tell.
@@ -222,6 +235,9 @@ fn walk_home(
     if lease.boot_id != node.boot_id {
         // Everything that was changed ended with that boot. Names, addresses and states are what this boot's
         // configuration makes them, and the NIC may have become the node's own.
+        return Ok(Homecoming::Home);
+    }
+    if lease.is_whole() {
         return Ok(Homecoming::Home);
     }
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;

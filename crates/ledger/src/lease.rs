@@ -136,6 +136,9 @@ pub enum Stage {
     Displaced {
         /// Its name now.
         name: IfName,
+        /// It was as it had been, and nothing of it is left to be restored: whatever it is by now, somebody else made it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        whole: bool,
     },
 }
 
@@ -152,10 +155,12 @@ pub enum Step {
         /// Why the attempt failed.
         fault: Option<String>,
     },
-    /// The NIC is home under another name.
+    /// The NIC is home, and the lease stays.
     Displace {
         /// The name.
         name: IfName,
+        /// Nothing is left to be restored.
+        whole: bool,
     },
 }
 
@@ -168,8 +173,8 @@ impl Stage {
             (Stage::Prepared | Stage::Plumbed { .. }, Step::Plumb { index }) => Stage::Plumbed { index },
             (stage @ (Stage::Returning { .. } | Stage::Displaced { .. }), Step::Plumb { .. }) => stage,
             (_, Step::Return { fault }) => Stage::Returning { fault },
-            (Stage::Returning { .. } | Stage::Displaced { .. }, Step::Displace { name }) => {
-                Stage::Displaced { name }
+            (Stage::Returning { .. } | Stage::Displaced { .. }, Step::Displace { name, whole }) => {
+                Stage::Displaced { name, whole }
             }
             (stage @ (Stage::Prepared | Stage::Plumbed { .. }), Step::Displace { .. }) => stage,
         }
@@ -181,6 +186,12 @@ impl Lease {
     #[must_use]
     pub fn after(self, step: Step) -> Lease {
         Lease { stage: self.stage.after(step), ..self }
+    }
+
+    /// Whether the NIC came home and is nobody's concern any more: the lease stays for the owner's addresses alone.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        matches!(self.stage, Stage::Displaced { whole: true, .. })
     }
 
     /// Whether the NIC is for this interface of this container.

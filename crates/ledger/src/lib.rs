@@ -3,7 +3,7 @@
 //! A lease is written and fsynced *before* the first change to a NIC and removed only after the NIC was seen at home
 //! again: it is the undo information of a transaction that spans processes and reboots. `<state>/leases/<device>.json`
 //! holds one lease, `<state>/locks/<device>` is its lock. Who changes a NIC or its lease holds the lock ([`Entry`]);
-//! reading needs none, since files are replaced whole.
+//! reading needs none: a lease is replaced whole, and of a line behind it that is half there nothing is taken.
 //!
 //! [`bring_home`] is the way back, the same for whoever walks it; [`put_right`] is its last part, for who may not look into pods.
 //! [`Identities`] is the journal of which NIC sat at which ID; [`Notes`] are what else the agent leaves to others.
@@ -358,7 +358,7 @@ impl Entry<'_> {
     /// boot after it every stage means the same, since the NIC's owner ended with the boot in which it left. So nothing waits for the disk.
     ///
     /// # Errors
-    /// [`Error::Write`]; then the lease is as it was, where it is there.
+    /// [`Error::Write`]; it may stand there all the same.
     pub fn advance(&self, lease: &Lease) -> Result<(), Error> {
         let later = Later { stage: lease.stage.clone() };
         let mut line = serde_json::to_vec(&later)

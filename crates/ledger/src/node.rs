@@ -186,7 +186,7 @@ impl Identity {
 
 fn displaced(lease: &Lease) -> Option<&IfName> {
     match &lease.stage {
-        Stage::Displaced { name } => Some(name),
+        Stage::Displaced { name, .. } => Some(name),
         Stage::Prepared | Stage::Plumbed { .. } | Stage::Returning { .. } => None,
     }
 }

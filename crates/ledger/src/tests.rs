@@ -206,7 +206,7 @@ fn stage() -> impl Strategy<Value = Stage> {
         Just(Stage::Prepared),
         (1u32..9).prop_map(|index| Stage::Plumbed { index }),
         prop::option::of("[a-z]{1,5}").prop_map(|fault| Stage::Returning { fault }),
-        Just(Stage::Displaced { name: name("eth1-2") }),
+        any::<bool>().prop_map(|whole| Stage::Displaced { name: name("eth1-2"), whole }),
     ]
 }
 
@@ -214,7 +214,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (1u32..9).prop_map(|index| Step::Plumb { index }),
         prop::option::of("[a-z]{1,5}").prop_map(|fault| Step::Return { fault }),
-        Just(Step::Displace { name: name("eth1-2") }),
+        any::<bool>().prop_map(|whole| Step::Displace { name: name("eth1-2"), whole }),
     ]
 }
 

@@ -185,7 +185,7 @@ fn a_nic_that_is_displaced_keeps_its_lease_until_it_has_its_name() {
     ip(&bench.node, "link add eth1-2 type veth peer name thief2");
     assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Displaced { name: name("eth1-3") });
     let displaced = bench.ledger.read(&lease.device).unwrap().unwrap();
-    assert_eq!(displaced.stage, Stage::Displaced { name: name("eth1-3") });
+    assert_eq!(displaced.stage, Stage::Displaced { name: name("eth1-3"), whole: false });
     assert_eq!(bench.bring_home(&displaced).unwrap(), Homecoming::Displaced { name: name("eth1-3") });
     ip(&bench.node, "link del eth1");
     assert_eq!(bench.bring_home(&displaced).unwrap(), Homecoming::Home);
@@ -301,7 +301,8 @@ fn while_addresses_are_owed_the_lease_stays_whether_the_nic_is_home_or_gone() {
         }
         assert_eq!(bench.bring_home_while(&lease, Addresses::Owed).unwrap(), outcome);
         let left = bench.ledger.read(&lease.device).unwrap().unwrap();
-        assert_eq!(left, Lease { stage: Stage::Displaced { name: name("eth1") }, ..lease });
+        let whole = outcome == Homecoming::Home;
+        assert_eq!(left, Lease { stage: Stage::Displaced { name: name("eth1"), whole }, ..lease });
         assert_eq!(bench.bring_home(&left).unwrap(), outcome);
         assert!(bench.is_closed(&left));
     }
@@ -321,8 +322,13 @@ fn what_the_kernel_left_on_the_node_is_put_right_and_the_lease_waits_for_its_del
         bench.node.run(|| Command::new("ip").args(["link", "show", "eth1"]).output().unwrap()).unwrap();
     assert!(!String::from_utf8(shown.stdout).unwrap().contains("PROMISC"));
     let noted = bench.ledger.read(&lease.device).unwrap().unwrap();
-    assert_eq!(noted.stage, Stage::Displaced { name: name("eth1") });
+    assert_eq!(noted.stage, Stage::Displaced { name: name("eth1"), whole: true });
+    // What somebody makes of it from now on is not undone.
+    ip(&bench.node, "link set eth1 mtu 1350 alias mine");
+    assert_eq!(bench.put_right(&noted).unwrap(), Homecoming::Home);
     assert_eq!(bench.bring_home(&noted).unwrap(), Homecoming::Home);
+    let link = bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap();
+    assert_eq!((link.mtu, link.alias.as_deref()), (1350, Some("mine")));
     assert!(bench.is_closed(&lease));
 }
 

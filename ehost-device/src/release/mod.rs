@@ -203,13 +203,14 @@ pub(crate) fn give_back(
     plugins.ipam_del(config, &del)
 }
 
-/// The node may have changed meanwhile, so what is not there again is no failure. After a reboot nothing is: all is what that boot made of it.
+/// The node may have changed meanwhile, so what is not there again is no failure. After a reboot nothing is: all is what that boot made of it;
+/// nor is what somebody did to a NIC that was as it had been.
 ///
 /// # Errors
 /// The kernel does not answer.
 pub(crate) fn tell_lost(node: &mut Node, lease: &Lease) -> Result<(), Error> {
     let Lease { device, home, boot_id, .. } = lease;
-    if *boot_id != node.boot_id {
+    if *boot_id != node.boot_id || lease.is_whole() {
         return Ok(());
     }
     for lost in ledger::lost(node, home).map_err(code::io("look at the NIC at home"))? {

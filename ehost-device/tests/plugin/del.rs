@@ -304,8 +304,13 @@ fn while_an_ipam_plugin_that_gave_an_address_is_away_del_brings_the_nic_home_and
         assert_eq!(bench.portrait(), before);
         assert!(bench.lease().exists(), "nobody would know of the address");
     }
+    // What somebody makes of it meanwhile is not undone.
+    bench.on_node("link set eth1 mtu 1350");
     std::fs::rename(plugin.with_extension("away"), plugin).unwrap();
-    bench.run("DEL", &config).expect();
+    let told = bench.run("DEL", &config).expect().stderr;
+    assert!(!told.contains("WARNING"), "{told}");
+    assert_eq!(bench.node_link("eth1").unwrap().mtu, 1350);
+    bench.on_node("link set eth1 mtu 1450");
     bench.assert_untouched(&before);
     assert_eq!(bench.asked(), ["ADD", "DEL"]);
 }

@@ -123,7 +123,7 @@ fn a_nic_that_nobody_has_is_brought_home_with_one_capability_and_its_lease_waits
     assert!(said.contains("pod default/testpod1"), "{said}");
     case.is_home_as_it_was();
     until("it is counted", || case.counts("home") == (1.0, 0.0));
-    let home = ledger::Stage::Displaced { name: "eth1".parse().unwrap() };
+    let home = ledger::Stage::Displaced { name: "eth1".parse().unwrap(), whole: true };
     assert_eq!(case.read(), Lease { stage: home, ..case.lease.clone() });
     // What an administrator makes of it from now on is not undone.
     case.show("net1", "eth1");
