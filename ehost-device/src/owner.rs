@@ -141,6 +141,7 @@ mod tests {
                 flags: nic::Link::MULTICAST,
                 master: None,
                 xdp: Vec::new(),
+                tcx: None,
                 channels: None,
                 rings: None,
                 offloads: None,

@@ -12,7 +12,7 @@ use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::settle::{home_name, lost, settle};
+use crate::settle::{home_name, lost, sees_tcx, settle};
 use crate::{Entry, Error, Lease, Node, Step};
 
 /// How a way home ended, other than by an error.
@@ -157,7 +157,11 @@ fn note(
         Ok(Homecoming::Home) => {
             // What the kernel refused is tried once more by whoever ends the lease.
             let whole = lease.is_whole() || lost(node, &lease.home).is_ok_and(|lost| lost.is_empty());
-            entry.write(&displaced(lease, &lease.home.name, whole))
+            let mut noted = displaced(lease, &lease.home.name, whole);
+            if sees_tcx(node, &lease.home) {
+                noted.home.tcx = None;
+            }
+            entry.write(&noted)
         }
         Ok(Homecoming::Gone) => entry.write(&displaced(lease, &lease.home.name, false)),
         Ok(Homecoming::Displaced { name }) => entry.write(&displaced(lease, name, false)),
@@ -238,6 +242,7 @@ fn walk_home(
         return Ok(Homecoming::Home);
     }
     if lease.is_whole() {
+        take_off_unseen(node, lease).map_err(kernel)?;
         return Ok(Homecoming::Home);
     }
     let identity = Identity::of(lease, &node.devices).map_err(kernel)?;
@@ -256,6 +261,21 @@ fn walk_home(
         Sight::Gone => Ok(Homecoming::Gone),
         Sight::Unseen => Ok(Homecoming::OutOfSight),
     }
+}
+
+/// Takes its owner's TCX programs off a NIC that was restored by somebody who could not see them. All else about it is nobody's concern any more.
+fn take_off_unseen(node: &mut Node, lease: &Lease) -> Result<(), linux::Error> {
+    if lease.home.tcx.is_none() {
+        return Ok(());
+    }
+    let identity = Identity::of(lease, &node.devices)?;
+    let links = node.routes.links()?;
+    let Some(link) = identity.among_node(lease, None, &links) else { return Ok(()) };
+    let foreign = lease.home.foreign_tcx(link.index)?;
+    if foreign.is_empty() || node.lifeline()?.reason(link.index).is_some() {
+        return Ok(());
+    }
+    foreign.into_iter().try_for_each(|program| linux::tcx::remove(link.index, program))
 }
 
 /// Restores a NIC that came home by itself. That may be long ago, and it may be the uplink since: renaming it, or setting it down,

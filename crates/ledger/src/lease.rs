@@ -70,6 +70,10 @@ pub struct Home {
     /// The XDP programs that the node had put on it. They go with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub xdp: Vec<u32>,
+    /// The TCX programs that the node had put on it, which go with it, too; none where they could not be seen, in leases that were written before
+    /// that was noted, and once the NIC is home and was seen to have no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcx: Option<Vec<u32>>,
     /// Its addresses but link-local ones where the kernel makes them itself, and those that expire, which whoever asked for
     /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -202,8 +206,8 @@ impl Lease {
 }
 
 impl Home {
-    /// A snapshot of a link with its addresses. `master` is the name of the link's master. Queues, rings, offloads, settings
-    /// and routes are not in it.
+    /// A snapshot of a link with its addresses. `master` is the name of the link's master. Queues, rings, offloads, settings,
+    /// TCX programs and routes are not in it.
     #[must_use]
     pub fn of(link: &Link, addresses: Vec<KeptAddress>, master: Option<IfName>) -> Home {
         Home {
@@ -218,6 +222,7 @@ impl Home {
             flags: link.flags,
             master,
             xdp: link.xdp.iter().map(|program| program.id).collect(),
+            tcx: None,
             channels: None,
             rings: None,
             offloads: None,

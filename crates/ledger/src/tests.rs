@@ -19,6 +19,7 @@ pub(crate) fn lease(device: &str) -> Lease {
             flags: nic::Link::MULTICAST,
             master: None,
             xdp: Vec::new(),
+            tcx: None,
             channels: None,
             rings: None,
             offloads: None,

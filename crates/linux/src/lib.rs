@@ -14,6 +14,7 @@ pub mod process;
 pub mod route;
 mod sysctl;
 mod sysfs;
+pub mod tcx;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod uevent;

@@ -4,6 +4,7 @@
 
 mod call;
 mod switch;
+pub mod tcx;
 pub mod trace;
 
 use std::fs;

@@ -261,6 +261,9 @@ fn lease(
                 settings: settings.filter(|(name, value)| is_its_own(name, *value)).collect(),
                 channels: tuning.channels.map(|channels| channels.now),
                 rings: tuning.rings.map(|rings| rings.now),
+                tcx: linux::tcx::programs(link.index)
+                    .map_err(code::io("look at the NIC's TCX programs"))?
+                    .map(|programs| programs.iter().map(|program| program.id).collect()),
                 offloads: node.routes.offloads(&link.name).map_err(code::io("look at the NIC's offloads"))?,
                 routes: node.routes.kept_routes(link.index).map_err(code::io("list routes"))?,
                 ..Home::of(link, addresses, master.map(|master| master.name))

@@ -1,6 +1,7 @@
 //! DEL: succeeds whatever is gone, brings home whatever is there, and touches nothing that is another's.
 
 use linux::Netns;
+use linux::testing::tcx;
 use nic::Offloads;
 use serde_json::json;
 
@@ -90,6 +91,36 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
     bench.run("DEL", &config).expect();
     assert_eq!(bench.portrait(), before);
     assert!(!bench.lease().exists());
+}
+
+/// The pod's would see the node's packets, and those of the next pod.
+#[test]
+fn tcx_programs_of_the_pods_are_taken_off_and_the_nodes_own_stay() {
+    if !tcx::can_attach() {
+        println!("not tested: TCX programs take Linux 6.6 or newer, and root outside of user namespaces");
+        return;
+    }
+    let bench = Bench::new();
+    let index = bench.node_link("eth1").unwrap().index;
+    let on_node = || bench.node.run(|| linux::tcx::programs(index)).unwrap().unwrap().unwrap();
+    bench.node.run(|| tcx::attach(index)).unwrap().unwrap();
+    let (before, portrait) = (on_node(), bench.portrait());
+    assert_eq!(before.len(), 1);
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    let in_pod = bench.pod_link("net1").unwrap().index;
+    let held = bench.pod.run(|| {
+        tcx::attach(in_pod).unwrap();
+        // Open for longer than the NIC is in the pod.
+        tcx::link(in_pod).unwrap()
+    });
+    let there = bench.pod.run(|| linux::tcx::programs(in_pod)).unwrap().unwrap().unwrap();
+    assert_eq!(there.len(), 3, "it went with the NIC, and two came: {there:?}");
+    bench.run("DEL", &config).expect();
+    assert_eq!(on_node(), before);
+    assert_eq!(bench.portrait(), portrait);
+    assert!(!bench.lease().exists());
+    drop(held);
 }
 
 #[test]

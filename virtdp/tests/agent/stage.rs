@@ -192,6 +192,7 @@ impl Stage {
                 flags: nic::Link::MULTICAST,
                 master: None,
                 xdp: Vec::new(),
+                tcx: None,
                 channels: None,
                 rings: None,
                 offloads: None,

@@ -125,6 +125,9 @@ const HARMLESS_LEGACY: &[i64] = &[];
 /// Commands of ethtool(8) that read: what a driver is, its queues, rings and offloads, its permanent MAC.
 const READING_ETHTOOL: [u32; 9] = [0x03, 0x10, 0x14, 0x1b, 0x20, 0x25, 0x37, 0x3a, 0x3c];
 
+/// Commands of bpf(2) that read: BPF_PROG_GET_FD_BY_ID, BPF_PROG_QUERY, BPF_LINK_GET_FD_BY_ID.
+const READING_BPF: [u64; 3] = [13, 16, 30];
+
 impl Process {
     /// The process to which a thread belongs.
     pub(super) fn group(self) -> Option<pid_t> {
@@ -224,6 +227,7 @@ impl Call {
             libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_writev => written(&process.file(a), a),
             libc::SYS_sendto => sent(&process.bytes(b, c)),
             libc::SYS_ioctl => process.ioctl(b, c),
+            libc::SYS_bpf => (!READING_BPF.contains(&a)).then(|| format!("bpf command {a}")),
             other => Some(format!("system call {other}")),
         }
     }
