@@ -92,8 +92,8 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
         let threads = match part {
             // They wait more than they work: for the kernel's move of a NIC, and for time to pass.
             Part::Workspace => processors * 2,
-            // Two processors for each VM: a machine that boots more of them at a time than it has is too slow for every time limit.
-            Part::System => processors.div_ceil(2),
+            // Most guests have one: a machine that boots more of them than it has processors is too slow for every time limit.
+            Part::System => processors,
         };
         command.args(["--", "--test-threads", &threads.to_string()]);
         let hung = part_of(&mut sum, title, &mut command, &options.filter, progress)?;

@@ -30,10 +30,10 @@ pub fn mac(address: &str) -> String {
     format!("52:54:00:{bus}:{device}:0{function}")
 }
 
-/// A machine with the management NIC and nothing else.
+/// A machine with the management NIC and nothing else, and one processor: as many run at a time as the host has processors.
 #[must_use]
 pub fn machine() -> Spec {
-    Spec::new().memory(768).nic(spare(MANAGEMENT).management())
+    Spec::new().cpus(1).memory(768).nic(spare(MANAGEMENT).management())
 }
 
 /// What a CNI plugin answered.

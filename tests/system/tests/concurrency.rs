@@ -39,7 +39,7 @@ fn calls_at_once_in_any_order_lose_no_nic_and_give_none_away_twice() {
     let seed: u64 = seed.unwrap_or_else(|| fastrand::u64(1..1_000_000));
     println!("to be repeated with EHOST_SEED={seed}");
     let mut dice = Rng::with_seed(seed);
-    let node = Node::boot(&NICS.iter().fold(machine(), |machine, nic| machine.nic(spare(nic))));
+    let node = Node::boot(&NICS.iter().fold(machine().cpus(2), |machine, nic| machine.nic(spare(nic))));
     node.sh("ip link set eth2 mtu 1400 alias 'storage uplink' up && ip link property add dev eth2 altname storage0");
     for (number, nic) in NICS.iter().enumerate() {
         let ipam = json!({"type": "host-local", "subnet": "10.56.217.0/24"});

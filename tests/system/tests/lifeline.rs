@@ -14,7 +14,8 @@ const SOON: Duration = Duration::from_secs(30);
 /// Set in the guest, where this test program runs once more: which links Open vSwitch is to have as ports.
 const SWITCH_PORTS: &str = "VIRTNET_TEST_SWITCH_PORTS";
 
-const THIS_TEST: &str = "the_nics_below_whatever_the_kernel_can_stack_are_neither_offered_nor_moved";
+const THIS_TEST: &str =
+    "lifeline::the_nics_below_whatever_the_kernel_can_stack_are_neither_offered_nor_moved";
 
 /// What is built, and which of the spare NICs carry the node then. All links are set up, and go afterwards.
 struct Topology {

@@ -286,7 +286,7 @@ fn a_killed_owner_leaves_no_process() {
         std::thread::park();
     }
     let mut owner = HostCommand::new(env::current_exe().unwrap())
-        .args(["--exact", "a_killed_owner_leaves_no_process", "--nocapture"])
+        .args(["--exact", "vm::a_killed_owner_leaves_no_process", "--nocapture"])
         .env(ROLE, "1")
         .stdout(Stdio::piped())
         .spawn()

@@ -43,7 +43,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Test against Kubernetes' own code, then walk through the whole flow on a real node in a VM, once with each meta plugin
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only one part
+    /// Only one part; the last two take long and are done only so
     #[arg(long, value_enum)]
     only: Option<Part>,
 
@@ -132,7 +132,7 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     }
     let wants = |part| match options.only {
         Some(only) => only == part,
-        None => !on_a_node || part == Part::Walkthrough,
+        None => !on_a_node,
     };
     if wants(Part::Devicemanager) {
         all_good &= devicemanager::run(progress, &cache)? == ExitCode::SUCCESS;
@@ -166,21 +166,13 @@ pub(crate) fn run(options: &Options, progress: &Progress) -> Result<ExitCode> {
     let workshop =
         Workshop { bed, programs, containers, kubernetes, multus, containerd, images, logs, interrupt };
 
+    // The others take long, and are for who asks for them.
+    let part = options.only.unwrap_or(Part::Walkthrough);
     let metas = options.meta.map_or_else(|| vec![Meta::VirtMeta, Meta::Multus], |meta| vec![meta]);
-    // Those of one line share a node: the second wants nothing of it that the first takes away.
-    let walks = [vec![Part::Walkthrough], vec![Part::Resilience, Part::Plumbing]].into_iter();
-    let walks = walks.map(|parts| parts.into_iter().filter(|part| wants(*part)).collect::<Vec<_>>());
-    let walks = walks.filter(|parts| !parts.is_empty());
-    let mut walks: Vec<_> =
-        walks.flat_map(|parts| metas.iter().map(move |meta| (parts.clone(), *meta))).collect();
-    if options.only.is_none() {
-        // What it does to the node is the same with both, and the whole takes long enough.
-        walks.retain(|(parts, meta)| *meta == Meta::VirtMeta || *parts == [Part::Walkthrough]);
-    }
-    for (at, (parts, meta)) in walks.iter().enumerate() {
-        let keep = options.keep && at + 1 == walks.len();
-        let logs = workshop.logs_of(parts, *meta);
-        let walk = || workshop.walk(parts, *meta, options.pods, keep, progress);
+    for (at, meta) in metas.iter().enumerate() {
+        let keep = options.keep && at + 1 == metas.len();
+        let logs = workshop.logs_of(part, *meta);
+        let walk = || workshop.walk(part, *meta, options.pods, keep, progress);
         let mut outcome = walk();
         if let Some(hung) = outcome.as_ref().err().filter(|error| stands_still(error)) {
             eprintln!(
@@ -207,18 +199,18 @@ fn stands_still(error: &anyhow::Error) -> bool {
 }
 
 impl Workshop {
-    fn logs_of(&self, parts: &[Part], meta: Meta) -> PathBuf {
-        match parts {
-            [Part::Walkthrough] => self.logs.join(meta.name()),
-            [Part::Plumbing] => self.logs.join(format!("{}-plumbing", meta.name())),
-            _ => self.logs.join(format!("{}-resilience", meta.name())),
+    fn logs_of(&self, part: Part, meta: Meta) -> PathBuf {
+        match part {
+            Part::Plumbing => self.logs.join(format!("{}-plumbing", meta.name())),
+            Part::Resilience => self.logs.join(format!("{}-resilience", meta.name())),
+            _ => self.logs.join(meta.name()),
         }
     }
 
     /// One cluster from nothing to nothing. False when something was not as it should be.
-    fn walk(&self, parts: &[Part], meta: Meta, pods: u32, keep: bool, progress: &Progress) -> Result<bool> {
+    fn walk(&self, part: Part, meta: Meta, pods: u32, keep: bool, progress: &Progress) -> Result<bool> {
         let begun = Instant::now();
-        let logs = self.logs_of(parts, meta);
+        let logs = self.logs_of(part, meta);
         control::remove(&logs)?;
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         // In the system's folder for such things: the name of a socket must be short.
@@ -253,7 +245,7 @@ impl Workshop {
         let mut cluster =
             Cluster { node, control, kubernetes: &self.kubernetes, meta, repository: build::workspace()? };
         let mut screen = Screen::default();
-        if let Err(error) = go_through(&mut cluster, parts, pods, &mut screen) {
+        if let Err(error) = go_through(&mut cluster, part, pods, &mut screen) {
             screen.check("the walk goes on", Err(format!("{error:#}")));
         }
         if self.interrupt.came() {
@@ -263,8 +255,8 @@ impl Workshop {
             cluster.node.answers()?;
             cluster.tell_more(&screen, &logs);
         }
-        match parts {
-            [Part::Walkthrough] => screen.finish(begun.elapsed()),
+        match part {
+            Part::Walkthrough => screen.finish(begun.elapsed()),
             _ => screen.finish_with("the node went through all of it and lost no NIC", begun.elapsed()),
         }
         if keep {
@@ -274,18 +266,15 @@ impl Workshop {
     }
 }
 
-/// All parts of a walk, on a node that is as new.
-fn go_through(cluster: &mut Cluster<'_>, parts: &[Part], pods: u32, screen: &mut Screen) -> Result<()> {
+/// A walk, on a node that is as new.
+fn go_through(cluster: &mut Cluster<'_>, part: Part, pods: u32, screen: &mut Screen) -> Result<()> {
     let before = cluster.begin(&mut Walk::new(cluster, screen))?;
-    for part in parts {
-        match part {
-            Part::Walkthrough => walk_through(cluster, screen, &before)?,
-            Part::Resilience => resilience::walk(cluster, screen, &before)?,
-            Part::Plumbing => plumbing::walk(cluster, screen, pods)?,
-            Part::Devicemanager | Part::Manifests => bail!("{part:?} is no walk on a node"),
-        }
+    match part {
+        Part::Walkthrough => walk_through(cluster, screen, &before),
+        Part::Resilience => resilience::walk(cluster, screen, &before),
+        Part::Plumbing => plumbing::walk(cluster, screen, pods),
+        Part::Devicemanager | Part::Manifests => bail!("{part:?} is no walk on a node"),
     }
-    Ok(())
 }
 
 fn walk_through(cluster: &Cluster<'_>, screen: &mut Screen, before: &[Home]) -> Result<()> {
