@@ -12,8 +12,8 @@ use linux::route::{Event, Groups, LinkChange, Monitor, Socket};
 use nic::{IfName, Link};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
-use crate::settle::{home_name, lost, sees_tcx, settle};
-use crate::{Entry, Error, Lease, Node, Step};
+use crate::settle::{home_name, lost, settle};
+use crate::{Entry, Error, Home, Lease, Node, Step};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,9 +156,9 @@ fn note(
     match outcome {
         Ok(Homecoming::Home) => {
             // What the kernel refused is tried once more by whoever ends the lease.
-            let whole = lease.is_whole() || lost(node, &lease.home).is_ok_and(|lost| lost.is_empty());
+            let whole = lease.is_whole() || is_as_it_was(node, &lease.home);
             let mut noted = displaced(lease, &lease.home.name, whole);
-            if sees_tcx(node, &lease.home) {
+            if whole && has_no_tcx(node, &lease.home) {
                 noted.home.tcx = None;
             }
             entry.write(&noted)
@@ -169,8 +169,26 @@ fn note(
             let fault = "it is in no network namespace that can be looked into".to_owned();
             entry.write(&returning(lease, Some(fault)))
         }
+        // It was as it had been before, and what somebody made of it since must not be undone.
+        Err(_) if lease.is_whole() => Ok(()),
         Err(error) => entry.write(&returning(lease, Some(linux::chain(error)))),
     }
+}
+
+/// Whether a NIC at home is as it was. One that carries the node is left as it is.
+fn is_as_it_was(node: &mut Node, home: &Home) -> bool {
+    let link = node.routes.link_by_name(home.name.as_str()).ok().flatten();
+    link.is_some_and(|link| home.differences(&link, &[]).is_empty())
+        && lost(node, home).is_ok_and(|lost| lost.is_empty())
+}
+
+/// Whether this process sees that a NIC at home has no TCX program of its owner's.
+fn has_no_tcx(node: &mut Node, home: &Home) -> bool {
+    let link = node.routes.link_by_name(home.name.as_str()).ok().flatten();
+    link.is_some_and(|link| {
+        matches!(linux::bpf::tcx(link.index), Ok(Some(_)))
+            && home.left_tcx(link.index).is_ok_and(|left| left.is_empty())
+    })
 }
 
 /// Puts the NIC of `lease` right where it is on the node already, but not as it was: where the kernel left it when its network
@@ -271,11 +289,11 @@ fn take_off_unseen(node: &mut Node, lease: &Lease) -> Result<(), linux::Error> {
     let identity = Identity::of(lease, &node.devices)?;
     let links = node.routes.links()?;
     let Some(link) = identity.among_node(lease, None, &links) else { return Ok(()) };
-    let foreign = lease.home.foreign_tcx(link.index)?;
-    if foreign.is_empty() || node.lifeline()?.reason(link.index).is_some() {
+    let left = lease.home.left_tcx(link.index)?;
+    if left.is_empty() || node.lifeline()?.reason(link.index).is_some() {
         return Ok(());
     }
-    foreign.into_iter().try_for_each(|program| linux::tcx::remove(link.index, program))
+    left.into_iter().try_for_each(|program| linux::bpf::remove_tcx(link.index, program))
 }
 
 /// Restores a NIC that came home by itself. That may be long ago, and it may be the uplink since: renaming it, or setting it down,
@@ -338,10 +356,30 @@ fn fetch_from(
     identity: &Identity,
     pod: Option<(Netns, Socket)>,
 ) -> Result<Option<IfName>, linux::Error> {
-    let Some((_netns, mut pod)) = pod else { return Ok(None) };
+    let Some((netns, mut pod)) = pod else { return Ok(None) };
     let links = pod.links()?;
-    let link = identity.among_pod(lease, &links);
-    link.map(|link| fetch(node, &mut pod, lease, link, &links)).transpose()
+    let Some(link) = identity.among_pod(lease, &links) else { return Ok(None) };
+    take_programs_off(&netns, &mut pod, &lease.home, link)?;
+    fetch(node, &mut pod, lease, link, &links).map(Some)
+}
+
+/// Takes the owner's BPF programs off, which would see the packets of the node and of the next owner. Here none of them can be an agent's of the
+/// node, which puts its own on a NIC that comes home.
+fn take_programs_off(netns: &Netns, pod: &mut Socket, home: &Home, link: &Link) -> Result<(), linux::Error> {
+    for program in home.foreign_xdp(link) {
+        // What stays is found at home.
+        if pod.remove_xdp(link.index, program).is_err() {
+            let _ = linux::bpf::unlink_xdp(link.index, program);
+        }
+    }
+    if home.tcx.is_none() {
+        return Ok(());
+    }
+    let take_off = || {
+        let mut foreign = home.foreign_tcx(link.index)?.into_iter();
+        foreign.try_for_each(|program| linux::bpf::remove_tcx(link.index, program))
+    };
+    netns.run(take_off)?
 }
 
 /// Moves the NIC out of its owner's namespace, in one message with its old name and settings. Returns the name that it

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use linux::bpf::Tcx;
 use linux::route::{KeptAddress, KeptRoute};
 use nic::{Channels, DeviceId, IfName, Link, MacAddr, Offloads, Rings};
 use serde::{Deserialize, Serialize};
@@ -63,17 +64,17 @@ pub struct Home {
     /// Which offloads were wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offloads: Option<Offloads>,
-    /// What was set of it in numbers ([`linux::route::Socket::settings`]), but for sysctls that were as those of any new interface; none in
-    /// leases that were written before that was noted.
+    /// What was set of it in numbers ([`linux::route::Socket::settings`]), but for sysctls that were as those of any new interface and would have
+    /// followed them ([`linux::Sysctl::follows`]); none in leases that were written before that was noted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, i64>,
     /// The XDP programs that the node had put on it. They go with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub xdp: Vec<u32>,
     /// The TCX programs that the node had put on it, which go with it, too; none where they could not be seen, in leases that were written before
-    /// that was noted, and once the NIC is home and was seen to have no others.
+    /// that was noted, and once the NIC is home and was seen to have none of its owner's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tcx: Option<Vec<u32>>,
+    pub tcx: Option<Vec<TcxProgram>>,
     /// Its addresses but link-local ones where the kernel makes them itself, and those that expire, which whoever asked for
     /// them asks for again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -81,6 +82,25 @@ pub struct Home {
     /// The routes through it that an administrator set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<KeptRoute>,
+}
+
+/// What tells a TCX program: the BPF link that holds it, where one does, since its holder may change the program; else the program's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TcxProgram {
+    /// The number of the link.
+    Link(u32),
+    /// The number of the program.
+    Program(u32),
+}
+
+impl From<&Tcx> for TcxProgram {
+    fn from(program: &Tcx) -> TcxProgram {
+        match program.link {
+            0 => TcxProgram::Program(program.id),
+            link => TcxProgram::Link(link),
+        }
+    }
 }
 
 /// For whom a NIC left home.
@@ -140,7 +160,8 @@ pub enum Stage {
     Displaced {
         /// Its name now.
         name: IfName,
-        /// It was as it had been, and nothing of it is left to be restored: whatever it is by now, somebody else made it.
+        /// It was as it had been, and nothing of it is left to be restored: whatever it is by now, somebody else made it. Only TCX programs of its
+        /// owner's may be left ([`Home::tcx`]), since not everybody sees them.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         whole: bool,
     },
@@ -192,7 +213,8 @@ impl Lease {
         Lease { stage: self.stage.after(step), ..self }
     }
 
-    /// Whether the NIC came home and is nobody's concern any more: the lease stays for the owner's addresses alone.
+    /// Whether the NIC came home and was as it had been: the lease stays for the owner's addresses, and whatever else the NIC is by now, somebody
+    /// else made it.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         matches!(self.stage, Stage::Displaced { whole: true, .. })

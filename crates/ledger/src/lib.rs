@@ -32,7 +32,7 @@ pub use homecoming::{
     Addresses, Homecoming, ReturnError, Whereabouts, bring_home, is_hidden, put_right, whereabouts,
 };
 pub use identity::Identities;
-pub use lease::{Home, Lease, Owner, Pod, Stage, Step};
+pub use lease::{Home, Lease, Owner, Pod, Stage, Step, TcxProgram};
 pub use node::{Node, look_into_pod};
 pub use notes::Notes;
 pub use settle::lost;

@@ -4,8 +4,8 @@
 
 use std::fmt;
 
+use linux::bpf::Tcx;
 use linux::route::{KeptAddress, LinkChange};
-use linux::tcx::Program;
 use nic::{Address, IfName, Link, Xdp};
 
 use crate::homecoming::{Homecoming, ReturnError};
@@ -66,8 +66,8 @@ pub(crate) fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homec
     }
     let mut differences = home.differences(&after, &taken);
     differences.extend(tuning::differences(node, home, &after).map_err(kernel)?);
-    let foreign = home.foreign_tcx(index).map_err(kernel)?.into_iter();
-    differences.extend(foreign.map(|program| format!("it has TCX {program}, had not")));
+    let left = home.left_tcx(index).map_err(kernel)?.into_iter();
+    differences.extend(left.map(|program| format!("it has {program}, had not")));
     let missing = missing(node, home, &after).map_err(kernel)?.into_iter();
     differences
         .extend(missing.filter(|part| !refused.contains(part)).map(|part| format!("{part} is missing")));
@@ -97,12 +97,6 @@ impl fmt::Display for Part<'_> {
             Part::PortOf(master) => write!(f, "place in {master}"),
         }
     }
-}
-
-/// Whether this process sees the TCX programs of a NIC that is at home: bpf(2) is not for everybody.
-pub(crate) fn sees_tcx(node: &mut Node, home: &Home) -> bool {
-    let link = node.routes.link_by_name(home.name.as_str()).ok().flatten();
-    link.is_some_and(|link| matches!(linux::tcx::programs(link.index), Ok(Some(_))))
 }
 
 /// What the NIC had and has not now: addresses, and its place in a bridge or bond that is still there.
@@ -167,8 +161,8 @@ fn restore<'a>(
     let rename = link.name != *name;
     let readdress = home.mac.is_some() && link.mac != home.mac;
     // A program of the pod's would see the node's packets, and while one runs in the driver that refuses MTUs and queues.
-    for program in home.foreign_tcx(link.index)? {
-        attempt(linux::tcx::remove(link.index, program));
+    for program in home.left_tcx(link.index)? {
+        attempt(linux::bpf::remove_tcx(link.index, program));
     }
     for program in home.foreign_xdp(link) {
         attempt(node.routes.remove_xdp(link.index, program));
@@ -280,15 +274,21 @@ fn set(node: &mut Node, index: u32, change: LinkChange<'_>) -> Result<(), linux:
 
 impl Home {
     /// The XDP programs on a link that were not there at home. One that is missing now cannot be had back: it ended when it was taken off.
-    fn foreign_xdp(&self, link: &Link) -> impl Iterator<Item = Xdp> {
+    pub(crate) fn foreign_xdp(&self, link: &Link) -> impl Iterator<Item = Xdp> {
         link.xdp.iter().copied().filter(|program| !self.xdp.contains(&program.id))
     }
 
     /// The TCX programs on a link of the calling thread's network namespace that were not there at home.
-    pub(crate) fn foreign_tcx(&self, index: u32) -> Result<Vec<Program>, linux::Error> {
+    pub(crate) fn foreign_tcx(&self, index: u32) -> Result<Vec<Tcx>, linux::Error> {
         let Some(then) = &self.tcx else { return Ok(Vec::new()) };
-        let now = linux::tcx::programs(index)?.unwrap_or_default();
-        Ok(now.into_iter().filter(|program| !then.contains(&program.id)).collect())
+        let now = linux::bpf::tcx(index)?.unwrap_or_default();
+        Ok(now.into_iter().filter(|program| !then.contains(&program.into())).collect())
+    }
+
+    /// Those of them on a link at home that were its owner's, and not the node's: what holds by itself. A BPF link of the owner's ended with the
+    /// owner or was cut in the owner's network namespace; one that is there now is that of an agent of the node's, which was quick.
+    pub(crate) fn left_tcx(&self, index: u32) -> Result<Vec<Tcx>, linux::Error> {
+        Ok(self.foreign_tcx(index)?.into_iter().filter(|program| program.link == 0).collect())
     }
 
     /// In what a link at home differs from what it was, in words. Names that are `taken` by other links are not among

@@ -13,7 +13,7 @@ use ledger::{
     put_right, whereabouts,
 };
 use linux::Netns;
-use linux::testing::tcx;
+use linux::testing::bpf;
 use nic::IfName;
 
 struct Bench {
@@ -336,29 +336,33 @@ fn what_the_kernel_left_on_the_node_is_put_right_and_the_lease_waits_for_its_del
 /// As the agent's container restores it, for which bpf(2) is not.
 #[test]
 fn tcx_programs_that_a_restorer_could_not_see_are_taken_off_by_the_del() {
-    if !tcx::can_attach() {
-        println!("not tested: TCX programs take Linux 6.6 or newer, and root outside of user namespaces");
+    if !bpf::can_attach() {
+        println!("not tested: this takes Linux 6.6 or newer, and root outside of user namespaces");
         return;
     }
     let bench = Bench::new();
     let index = bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap().index;
-    let programs = || bench.node.run(|| linux::tcx::programs(index)).unwrap().unwrap().unwrap();
+    let programs = || bench.node.run(|| linux::bpf::tcx(index)).unwrap().unwrap().unwrap();
     let whole = Stage::Displaced { name: name("eth1"), whole: true };
-    for (tcx, left) in [(Some(Vec::new()), 0), (None, 1)] {
+    // As an agent of the node's puts it there.
+    let nodes = bench.node.run(|| bpf::link_tcx(index)).unwrap().unwrap();
+    for (tcx, left) in [(Some(Vec::new()), 1), (None, 2)] {
         let mut lease = bench.lease(whole.clone());
         lease.home.tcx = tcx;
-        bench.node.run(|| tcx::attach(index)).unwrap().unwrap();
+        bench.node.run(|| bpf::attach_tcx(index)).unwrap().unwrap();
         ip(&bench.node, "link set eth1 mtu 1350");
         assert_eq!(bench.bring_home(&lease).unwrap(), Homecoming::Home);
         assert_eq!(programs().len(), left);
         assert_eq!(bench.node.route_socket().unwrap().link_by_name("eth1").unwrap().unwrap().mtu, 1350);
     }
     // Who sees that there are no others says so.
-    let mut lease = bench.lease(Stage::Plumbed { index });
-    lease.home.tcx = Some(programs().iter().map(|program| program.id).collect());
+    let lease = bench.lease(Stage::Plumbed { index });
+    let lease = Lease { home: Home { tcx: Some(Vec::new()), ..lease.home }, ..lease };
     assert_eq!(bench.put_right(&lease).unwrap(), Homecoming::Home);
+    assert_eq!(programs().len(), 1, "the node's own stays");
     let noted = bench.ledger.read(&lease.device).unwrap().unwrap();
     assert_eq!((noted.stage, noted.home.tcx), (whole, None));
+    drop(nodes);
 }
 
 #[test]

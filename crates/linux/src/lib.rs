@@ -4,6 +4,7 @@
 //! `nic` crate, and changes are asked for by whoever decided.
 
 pub mod announce;
+pub mod bpf;
 mod device;
 mod error;
 pub mod fault;
@@ -14,7 +15,6 @@ pub mod process;
 pub mod route;
 mod sysctl;
 mod sysfs;
-pub mod tcx;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod uevent;

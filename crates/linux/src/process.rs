@@ -1,6 +1,6 @@
 //! Namespaces of a process's own, and what it may do.
 
-use rustix::thread::UnshareFlags;
+use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use crate::Error;
 
@@ -40,9 +40,21 @@ pub fn unshare(namespaces: &[Namespace]) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Capabilities`]: the kernel does not say.
 pub fn may_change_network() -> Result<bool, Error> {
+    has(CapabilitySet::NET_ADMIN)
+}
+
+/// Whether the calling thread has CAP_SYS_ADMIN, which takes most of what is not about networks.
+///
+/// # Errors
+/// [`Error::Capabilities`]: the kernel does not say.
+pub(crate) fn may_administer() -> Result<bool, Error> {
+    has(CapabilitySet::SYS_ADMIN)
+}
+
+fn has(capability: CapabilitySet) -> Result<bool, Error> {
     let sets =
         rustix::thread::capabilities(None).map_err(|errno| Error::Capabilities { source: errno.into() })?;
-    Ok(sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN))
+    Ok(sets.effective.contains(capability))
 }
 
 /// Keeps programs that are started from now on from inheriting descriptors other than standard input, output and error: those

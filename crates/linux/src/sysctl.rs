@@ -58,6 +58,17 @@ impl Sysctl {
         Sysctl { family: "ipv6", table: "conf", name: "disable_ipv6".to_owned() }
     }
 
+    /// Whether the kernel changes it for the interfaces that are there already when it is changed for new ones or for all: of IPv4 each that nobody
+    /// has set for that interface, of IPv6 a few.
+    ///
+    /// Source: net/ipv4/devinet.c, `devinet_conf_proc`; net/ipv6/addrconf.c, where `devconf_all` is.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        const OF_IPV6: [&str; 4] =
+            ["forwarding", "disable_ipv6", "addr_gen_mode", "ignore_routes_with_linkdown"];
+        self.family == "ipv4" || OF_IPV6.contains(&self.name.as_str())
+    }
+
     fn path(&self, interface: &IfName) -> PathBuf {
         // Each is one plain component: neither can hold a slash.
         ["/proc/sys/net", self.family, self.table, interface.as_str(), &self.name].iter().collect()

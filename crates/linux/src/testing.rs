@@ -2,9 +2,9 @@
 //! messages, as when the kernel has more to say than anybody reads; and a program that is killed at a system call of one's choice.
 #![allow(clippy::unwrap_used)]
 
+pub mod bpf;
 mod call;
 mod switch;
-pub mod tcx;
 pub mod trace;
 
 use std::fs;

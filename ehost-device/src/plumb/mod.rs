@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use cni::plugin::Add;
 use cni::{Code, Error, Success};
-use ledger::{Addresses, Entry, Home, Homecoming, Lease, Node, Owner, Stage};
+use ledger::{Addresses, Entry, Home, Homecoming, Lease, Node, Owner, Stage, TcxProgram};
 use linux::route::Socket;
 use linux::{Netns, NewInterfaces, Sysctl};
 use nic::{DeviceId, IfName, Link};
@@ -239,8 +239,10 @@ fn lease(
     inherited: Option<Home>,
     owner: Owner,
 ) -> Result<Lease, Error> {
+    let tcx = linux::bpf::tcx(link.index).map_err(code::io("look at the NIC's TCX programs"))?;
+    let tcx = tcx.map(|programs| programs.iter().map(TcxProgram::from).collect());
     let home = match inherited {
-        Some(home) => Home { index: link.index, ..home },
+        Some(home) => Home { index: link.index, tcx, ..home },
         None => {
             let addresses = node.routes.kept_addresses(link.index).map_err(code::io("list addresses"))?;
             let master = match link.master {
@@ -251,19 +253,18 @@ fn lease(
             };
             let settings =
                 node.routes.settings(link.index).map_err(code::io("look at the NIC's settings"))?;
-            // What all interfaces have is not its own: that may change while it is away.
+            // What it has as all interfaces have it may change for all of them while it is away.
             let mut new = NewInterfaces::default();
             let mut is_its_own = |name: &str, value| {
-                name.parse::<Sysctl>().map_or(true, |sysctl| new.value(&sysctl) != Some(value))
+                name.parse::<Sysctl>()
+                    .map_or(true, |sysctl| !sysctl.follows() || new.value(&sysctl) != Some(value))
             };
             let settings = settings.unwrap_or_default().into_iter();
             Home {
                 settings: settings.filter(|(name, value)| is_its_own(name, *value)).collect(),
                 channels: tuning.channels.map(|channels| channels.now),
                 rings: tuning.rings.map(|rings| rings.now),
-                tcx: linux::tcx::programs(link.index)
-                    .map_err(code::io("look at the NIC's TCX programs"))?
-                    .map(|programs| programs.iter().map(|program| program.id).collect()),
+                tcx,
                 offloads: node.routes.offloads(&link.name).map_err(code::io("look at the NIC's offloads"))?,
                 routes: node.routes.kept_routes(link.index).map_err(code::io("list routes"))?,
                 ..Home::of(link, addresses, master.map(|master| master.name))

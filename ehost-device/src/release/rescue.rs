@@ -46,7 +46,7 @@ pub(super) fn without_lease(node: &mut Node, ledger: &Ledger, del: &Del) -> Resu
             up: false,
             flags: Link::MULTICAST,
             xdp: Vec::new(),
-            tcx: None,
+            tcx: Some(Vec::new()),
             ..Home::of(&link, Vec::new(), None)
         },
         owner: Owner {

@@ -1,7 +1,7 @@
 //! DEL: succeeds whatever is gone, brings home whatever is there, and touches nothing that is another's.
 
 use linux::Netns;
-use linux::testing::tcx;
+use linux::testing::bpf;
 use nic::Offloads;
 use serde_json::json;
 
@@ -95,32 +95,35 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
 
 /// The pod's would see the node's packets, and those of the next pod.
 #[test]
-fn tcx_programs_of_the_pods_are_taken_off_and_the_nodes_own_stay() {
-    if !tcx::can_attach() {
-        println!("not tested: TCX programs take Linux 6.6 or newer, and root outside of user namespaces");
+fn bpf_programs_of_the_pods_are_taken_off_and_the_nodes_own_stay() {
+    if !bpf::can_attach() {
+        println!("not tested: this takes Linux 6.6 or newer, and root outside of user namespaces");
         return;
     }
     let bench = Bench::new();
     let index = bench.node_link("eth1").unwrap().index;
-    let on_node = || bench.node.run(|| linux::tcx::programs(index)).unwrap().unwrap().unwrap();
-    bench.node.run(|| tcx::attach(index)).unwrap().unwrap();
+    let on_node = || bench.node.run(|| linux::bpf::tcx(index)).unwrap().unwrap().unwrap();
+    bench.node.run(|| bpf::attach_tcx(index)).unwrap().unwrap();
+    let nodes = bench.node.run(|| bpf::link_tcx(index)).unwrap().unwrap();
     let (before, portrait) = (on_node(), bench.portrait());
-    assert_eq!(before.len(), 1);
+    assert_eq!(before.len(), 2);
     let config = bench.config(json!({}));
     bench.run("ADD", &config).expect();
     let in_pod = bench.pod_link("net1").unwrap().index;
     let held = bench.pod.run(|| {
-        tcx::attach(in_pod).unwrap();
+        bpf::attach_tcx(in_pod).unwrap();
         // Open for longer than the NIC is in the pod.
-        tcx::link(in_pod).unwrap()
+        [bpf::link_tcx(in_pod).unwrap(), bpf::link_xdp(in_pod).unwrap()]
     });
-    let there = bench.pod.run(|| linux::tcx::programs(in_pod)).unwrap().unwrap().unwrap();
-    assert_eq!(there.len(), 3, "it went with the NIC, and two came: {there:?}");
+    let there = bench.pod.run(|| linux::bpf::tcx(in_pod)).unwrap().unwrap().unwrap();
+    assert_eq!(there.len(), 4, "two went with the NIC, and two came: {there:?}");
+    assert_eq!(bench.pod_link("net1").unwrap().xdp.len(), 1);
     bench.run("DEL", &config).expect();
     assert_eq!(on_node(), before);
+    assert_eq!(bench.node_link("eth1").unwrap().xdp, []);
     assert_eq!(bench.portrait(), portrait);
     assert!(!bench.lease().exists());
-    drop(held);
+    drop((nodes, held));
 }
 
 #[test]
@@ -143,6 +146,37 @@ fn sysctls_of_the_nic_come_home_with_it_before_it_is_up() {
     assert!(!told.contains("WARNING"), "{told}");
     assert_eq!(settings(), before);
     assert_eq!(bench.portrait(), portrait, "it asked nobody, and gave itself no address");
+}
+
+#[test]
+fn sysctls_that_the_node_changed_meanwhile_are_as_if_the_nic_had_stayed() {
+    let bench = Bench::new();
+    bench.on_node("link add stays type veth peer name stays-wire");
+    let set = |name: &str, value: &str| {
+        let path = format!("/proc/sys/net/{name}");
+        bench.node.run(|| std::fs::write(path, value)).unwrap().unwrap();
+    };
+    let sysctls = |name: &str| {
+        let index = bench.node_link(name).unwrap().index;
+        let mut settings = routes(&bench.node).settings(index).unwrap().unwrap();
+        settings.retain(|name, _| name.starts_with("net."));
+        settings
+    };
+    assert_eq!(sysctls("eth1"), sysctls("stays"));
+    let config = bench.config(json!({}));
+    bench.run("ADD", &config).expect();
+    let before = sysctls("stays");
+    // Some of these hold for the interfaces that are there, and some for new ones alone.
+    for name in ["ipv4/conf/default/rp_filter", "ipv6/conf/default/accept_ra", "ipv6/conf/default/hop_limit"]
+    {
+        set(name, "2");
+    }
+    for name in ["ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding", "ipv6/conf/all/addr_gen_mode"] {
+        set(name, "1");
+    }
+    bench.run("DEL", &config).expect();
+    assert_ne!(sysctls("stays"), before);
+    assert_eq!(sysctls("eth1"), sysctls("stays"));
 }
 
 /// As on a node whose `/proc/sys` nobody may write to.

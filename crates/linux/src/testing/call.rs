@@ -125,8 +125,8 @@ const HARMLESS_LEGACY: &[i64] = &[];
 /// Commands of ethtool(8) that read: what a driver is, its queues, rings and offloads, its permanent MAC.
 const READING_ETHTOOL: [u32; 9] = [0x03, 0x10, 0x14, 0x1b, 0x20, 0x25, 0x37, 0x3a, 0x3c];
 
-/// Commands of bpf(2) that read: BPF_PROG_GET_FD_BY_ID, BPF_PROG_QUERY, BPF_LINK_GET_FD_BY_ID.
-const READING_BPF: [u64; 3] = [13, 16, 30];
+/// Commands of bpf(2) that read: programs and links found, opened and described.
+const READING_BPF: [u64; 5] = [13, 15, 16, 30, 31];
 
 impl Process {
     /// The process to which a thread belongs.
