@@ -30,7 +30,7 @@ fn eventually(vm: &Vm, check: &str) {
 
 #[test]
 fn commands_have_arguments_environment_input_and_an_exit_code() {
-    let vm = boot(Spec::new());
+    let vm = boot(Spec::new().cpus(1));
     let output = vm.command("sh").args(["-c", "cat; echo \"$X in $PWD\"; echo oops >&2; exit 3"]);
     let output = output.env("X", "a b").cwd("/usr").stdin("input\n").output().unwrap();
     assert_eq!(output.text(), "input\na b in /usr");
@@ -65,7 +65,7 @@ fn commands_have_arguments_environment_input_and_an_exit_code() {
 
 #[test]
 fn output_streams_while_commands_run_side_by_side() {
-    let vm = boot(Spec::new());
+    let vm = boot(Spec::new().cpus(1));
     let mut first = vm.command("sh").args(["-c", "echo begun; read answer; echo got $answer; sleep 1000"]);
     first = first.stdin_open();
     let mut first = first.spawn().unwrap();
@@ -95,7 +95,7 @@ fn output_streams_while_commands_run_side_by_side() {
 
 #[test]
 fn a_dropped_command_is_killed_and_a_background_process_holds_nothing_up() {
-    let vm = boot(Spec::new());
+    let vm = boot(Spec::new().cpus(1));
     let mut child = vm.command("sh").args(["-c", "echo $$; exec sleep 1000"]).spawn().unwrap();
     let pid = child.next_line(20 * SECOND).unwrap().unwrap().text;
     drop(child);
@@ -112,7 +112,7 @@ fn a_dropped_command_is_killed_and_a_background_process_holds_nothing_up() {
 
 #[test]
 fn a_command_may_have_a_terminal() {
-    let vm = boot(Spec::new());
+    let vm = boot(Spec::new().cpus(1));
     let script = "tty; stty size; [ -t 0 ] && echo input; exec sleep 1000";
     let mut child = vm.command("sh").args(["-c", script]).terminal(33, 99).spawn().unwrap();
     let mut line = || child.next_line(20 * SECOND).unwrap().unwrap().text;
@@ -126,7 +126,7 @@ fn a_command_may_have_a_terminal() {
 
 #[test]
 fn a_panic_is_an_error_with_the_consoles_last_lines() {
-    let vm = boot(Spec::new());
+    let vm = boot(Spec::new().cpus(1));
     let begun = Instant::now();
     let error = vm.sh("echo c > /proc/sysrq-trigger").unwrap_err();
     assert!(matches!(error, Error::Died { .. }), "{error}");
@@ -155,7 +155,7 @@ fn a_guest_that_cannot_boot_is_an_error_in_time() {
 
 #[test]
 fn a_guest_that_hangs_is_an_error_in_time() {
-    let vm = boot(Spec::new().silence_limit(2 * SECOND));
+    let vm = boot(Spec::new().cpus(1).silence_limit(2 * SECOND));
     vm.sh("echo the last words > /dev/ttyS0").unwrap();
     let mut waiting = vm.command("sleep").arg("1000").spawn().unwrap();
     vm.qmp().pause().unwrap();
@@ -198,7 +198,7 @@ fn nics_are_where_the_spec_puts_them() {
 
 #[test]
 fn nics_on_one_hub_hear_each_other() {
-    let vm = boot(Spec::new().nic(nic("0000:00:09.0", 9)).nic(nic("0000:00:0a.0", 10)));
+    let vm = boot(Spec::new().cpus(1).nic(nic("0000:00:09.0", 9)).nic(nic("0000:00:0a.0", 10)));
     let script = "ip netns add other; ip link set eth1 netns other
         ip addr add 10.9.9.1/24 dev eth0; ip link set eth0 up
         ip -n other addr add 10.9.9.2/24 dev eth1; ip -n other link set eth1 up
@@ -208,7 +208,7 @@ fn nics_on_one_hub_hear_each_other() {
 
 #[test]
 fn a_nic_sends_although_its_only_neighbour_was_never_up() {
-    let vm = boot(Spec::new().nic(nic("0000:00:09.0", 9)).nic(nic("0000:00:0a.0", 10)));
+    let vm = boot(Spec::new().cpus(1).nic(nic("0000:00:09.0", 9)).nic(nic("0000:00:0a.0", 10)));
     vm.sh("ip addr add 10.9.9.1/24 dev eth0; ip link set eth0 up; ping -c3 -i0.2 -W1 10.9.9.2 || true")
         .unwrap();
     // The driver counts a packet once the device has taken it: three questions by ARP, at least.
@@ -217,12 +217,12 @@ fn a_nic_sends_although_its_only_neighbour_was_never_up() {
 
 #[test]
 fn a_nic_is_plugged_and_unplugged_behind_a_root_port() {
-    plug_and_unplug(Spec::new().root_port(1), &nic("0000:01:00.0", 1));
+    plug_and_unplug(Spec::new().cpus(1).root_port(1), &nic("0000:01:00.0", 1));
 }
 
 #[test]
 fn a_nic_is_plugged_and_unplugged_on_bus_0() {
-    plug_and_unplug(Spec::new().chipset(Chipset::Pc), &nic("0000:00:09.0", 9));
+    plug_and_unplug(Spec::new().cpus(1).chipset(Chipset::Pc), &nic("0000:00:09.0", 9));
 }
 
 fn plug_and_unplug(spec: Spec, nic: &Nic) {
@@ -251,7 +251,7 @@ fn plug_and_unplug(spec: Spec, nic: &Nic) {
 #[test]
 fn only_the_persistent_folder_outlives_a_reboot() {
     let folder = tempfile::tempdir().unwrap();
-    let mut vm = boot(Spec::new().persist(folder.path()));
+    let mut vm = boot(Spec::new().cpus(1).persist(folder.path()));
     let before = vm.boot_id().to_owned();
     vm.sh("mkdir /persist/ledger; echo lease > /persist/ledger/a; sync -f /persist; echo gone > /etc/gone")
         .unwrap();
@@ -266,7 +266,7 @@ fn only_the_persistent_folder_outlives_a_reboot() {
 
 #[test]
 fn a_dropped_guest_leaves_no_process() {
-    let vm = boot(Spec::new());
+    let vm = boot(Spec::new().cpus(1));
     let pid = vm.qemu_pid();
     let mut running = vm.command("sleep").arg("1000").spawn().unwrap();
     assert!(process_exists(pid));
@@ -280,7 +280,7 @@ fn a_killed_owner_leaves_no_process() {
     const ROLE: &str = "VM_TEST_OWNER";
     if env::var_os(ROLE).is_some() {
         // The owner: boots a guest on a thread that ends, says so, and waits for its end.
-        let vm = std::thread::spawn(|| boot(Spec::new())).join().unwrap();
+        let vm = std::thread::spawn(|| boot(Spec::new().cpus(1))).join().unwrap();
         vm.ping(20 * SECOND).unwrap();
         println!("qemu={}", vm.qemu_pid());
         std::thread::park();
