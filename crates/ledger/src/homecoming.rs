@@ -13,7 +13,7 @@ use nic::{IfName, Link};
 
 use crate::node::{Identity, is_owners, open_owners, open_pod};
 use crate::settle::{home_name, lost, settle};
-use crate::{Entry, Error, Home, Lease, Node, Step};
+use crate::{Entry, Error, Home, Lease, Node, Step, tuning};
 
 /// How a way home ended, other than by an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,17 +178,16 @@ fn note(
 /// Whether a NIC at home is as it was. One that carries the node is left as it is.
 fn is_as_it_was(node: &mut Node, home: &Home) -> bool {
     let link = node.routes.link_by_name(home.name.as_str()).ok().flatten();
-    link.is_some_and(|link| home.differences(&link, &[]).is_empty())
-        && lost(node, home).is_ok_and(|lost| lost.is_empty())
+    link.is_some_and(|link| {
+        let tuned = tuning::differences(node, home, &link);
+        home.differences(&link, &[]).is_empty() && tuned.is_ok_and(|tuned| tuned.is_empty())
+    }) && lost(node, home).is_ok_and(|lost| lost.is_empty())
 }
 
 /// Whether this process sees that a NIC at home has no TCX program of its owner's.
 fn has_no_tcx(node: &mut Node, home: &Home) -> bool {
     let link = node.routes.link_by_name(home.name.as_str()).ok().flatten();
-    link.is_some_and(|link| {
-        matches!(linux::bpf::tcx(link.index), Ok(Some(_)))
-            && home.left_tcx(link.index).is_ok_and(|left| left.is_empty())
-    })
+    link.is_some_and(|link| matches!(home.left_tcx(link.index), Ok(Some(left)) if left.is_empty()))
 }
 
 /// Puts the NIC of `lease` right where it is on the node already, but not as it was: where the kernel left it when its network
@@ -289,7 +288,7 @@ fn take_off_unseen(node: &mut Node, lease: &Lease) -> Result<(), linux::Error> {
     let identity = Identity::of(lease, &node.devices)?;
     let links = node.routes.links()?;
     let Some(link) = identity.among_node(lease, None, &links) else { return Ok(()) };
-    let left = lease.home.left_tcx(link.index)?;
+    let left = lease.home.left_tcx(link.index)?.unwrap_or_default();
     if left.is_empty() || node.lifeline()?.reason(link.index).is_some() {
         return Ok(());
     }
@@ -367,8 +366,8 @@ fn fetch_from(
 /// node, which puts its own on a NIC that comes home.
 fn take_programs_off(netns: &Netns, pod: &mut Socket, home: &Home, link: &Link) -> Result<(), linux::Error> {
     for program in home.foreign_xdp(link) {
-        // What stays is found at home.
-        if pod.remove_xdp(link.index, program).is_err() {
+        // What stays is found at home. Where the node had programs on the NIC, the one that a link holds may be in place of one of these.
+        if pod.remove_xdp(link.index, program).is_err() && home.xdp.is_empty() {
             let _ = linux::bpf::unlink_xdp(link.index, program);
         }
     }
@@ -376,8 +375,11 @@ fn take_programs_off(netns: &Netns, pod: &mut Socket, home: &Home, link: &Link) 
         return Ok(());
     }
     let take_off = || {
-        let mut foreign = home.foreign_tcx(link.index)?.into_iter();
-        foreign.try_for_each(|program| linux::bpf::remove_tcx(link.index, program))
+        home.foreign_tcx(link.index)?.unwrap_or_default().into_iter().try_for_each(|program| {
+            let taken_off = linux::bpf::remove_tcx(link.index, program);
+            // What no link holds is found at home, too.
+            if program.link == 0 { Ok(()) } else { taken_off }
+        })
     };
     netns.run(take_off)?
 }

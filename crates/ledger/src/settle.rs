@@ -66,8 +66,8 @@ pub(crate) fn settle(node: &mut Node, lease: &Lease, link: Link) -> Result<Homec
     }
     let mut differences = home.differences(&after, &taken);
     differences.extend(tuning::differences(node, home, &after).map_err(kernel)?);
-    let left = home.left_tcx(index).map_err(kernel)?.into_iter();
-    differences.extend(left.map(|program| format!("it has {program}, had not")));
+    let left = home.left_tcx(index).map_err(kernel)?.unwrap_or_default();
+    differences.extend(left.iter().map(|program| format!("it has {program}, had not")));
     let missing = missing(node, home, &after).map_err(kernel)?.into_iter();
     differences
         .extend(missing.filter(|part| !refused.contains(part)).map(|part| format!("{part} is missing")));
@@ -161,8 +161,12 @@ fn restore<'a>(
     let rename = link.name != *name;
     let readdress = home.mac.is_some() && link.mac != home.mac;
     // A program of the pod's would see the node's packets, and while one runs in the driver that refuses MTUs and queues.
-    for program in home.left_tcx(link.index)? {
-        attempt(linux::bpf::remove_tcx(link.index, program));
+    match home.left_tcx(link.index) {
+        Ok(left) => {
+            let left = left.unwrap_or_default().into_iter();
+            left.for_each(|program| attempt(linux::bpf::remove_tcx(link.index, program)));
+        }
+        Err(error) => attempt(Err(error)),
     }
     for program in home.foreign_xdp(link) {
         attempt(node.routes.remove_xdp(link.index, program));
@@ -278,17 +282,19 @@ impl Home {
         link.xdp.iter().copied().filter(|program| !self.xdp.contains(&program.id))
     }
 
-    /// The TCX programs on a link of the calling thread's network namespace that were not there at home.
-    pub(crate) fn foreign_tcx(&self, index: u32) -> Result<Vec<Tcx>, linux::Error> {
-        let Some(then) = &self.tcx else { return Ok(Vec::new()) };
-        let now = linux::bpf::tcx(index)?.unwrap_or_default();
-        Ok(now.into_iter().filter(|program| !then.contains(&program.into())).collect())
+    /// The TCX programs on a link of the calling thread's network namespace that were not there at home; `None` where nobody saw what was there, or
+    /// this process does not see what is.
+    pub(crate) fn foreign_tcx(&self, index: u32) -> Result<Option<Vec<Tcx>>, linux::Error> {
+        let Some(then) = &self.tcx else { return Ok(None) };
+        let now = linux::bpf::tcx(index)?;
+        Ok(now.map(|now| now.into_iter().filter(|program| !then.contains(&program.into())).collect()))
     }
 
     /// Those of them on a link at home that were its owner's, and not the node's: what holds by itself. A BPF link of the owner's ended with the
     /// owner or was cut in the owner's network namespace; one that is there now is that of an agent of the node's, which was quick.
-    pub(crate) fn left_tcx(&self, index: u32) -> Result<Vec<Tcx>, linux::Error> {
-        Ok(self.foreign_tcx(index)?.into_iter().filter(|program| program.link == 0).collect())
+    pub(crate) fn left_tcx(&self, index: u32) -> Result<Option<Vec<Tcx>>, linux::Error> {
+        let foreign = self.foreign_tcx(index)?;
+        Ok(foreign.map(|foreign| foreign.into_iter().filter(|program| program.link == 0).collect()))
     }
 
     /// In what a link at home differs from what it was, in words. Names that are `taken` by other links are not among

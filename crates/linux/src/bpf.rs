@@ -91,14 +91,9 @@ pub fn remove_tcx(index: u32, program: Tcx) -> Result<(), Error> {
 /// EPERM without CAP_SYS_ADMIN.
 pub fn unlink_xdp(index: u32, program: Xdp) -> Result<bool, Error> {
     let what = || format!("take the BPF link of XDP program {} off link {index}", program.id);
-    let detach = || {
-        let mut held = links()?
-            .into_iter()
-            .filter(|(info, _)| (info.kind, info.program, info.index) == (XDP_LINK, program.id, index));
-        match (held.next(), held.next()) {
-            (Some((_, file)), None) => unlink(&file).map(|()| true),
-            _ => Ok(false),
-        }
+    let detach = || match xdp_links(index, program.id)?.as_slice() {
+        [link] => unlink(link).map(|()| true),
+        _ => Ok(false),
     };
     fault::step(what, |errno| errno, detach).map_err(|errno| failed(what(), errno))
 }
@@ -132,14 +127,14 @@ fn of_one_way(index: u32, way: u32) -> rustix::io::Result<Vec<Tcx>> {
     Ok(ids.into_iter().zip(links).take(count).map(|(id, link)| Tcx { id, link, way }).collect())
 }
 
-/// All BPF links of the machine.
-fn links() -> rustix::io::Result<Vec<(LinkInfo, OwnedFd)>> {
-    let mut all = Vec::new();
+/// The BPF links of the machine that can be the one that holds a program on an interface.
+fn xdp_links(index: u32, program: u32) -> rustix::io::Result<Vec<OwnedFd>> {
+    let mut found = Vec::new();
     let mut next = [0_u32; 3];
     loop {
         match bpf(command::LINK_GET_NEXT_ID, &mut next) {
             Ok(_) => {}
-            Err(Errno::NOENT) => return Ok(all),
+            Err(Errno::NOENT) => return Ok(found),
             Err(errno) => return Err(errno),
         }
         let [_, id, _] = next;
@@ -152,8 +147,9 @@ fn links() -> rustix::io::Result<Vec<(LinkInfo, OwnedFd)>> {
             length: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
             info: address(&mut info),
         };
-        if bpf(command::OBJ_GET_INFO_BY_FD, &mut attributes).is_ok() {
-            all.push((info, file));
+        let told = bpf(command::OBJ_GET_INFO_BY_FD, &mut attributes);
+        if told.is_ok() && (info.kind, info.program, info.index) == (XDP_LINK, program, index) {
+            found.push(file);
         }
     }
 }

@@ -58,8 +58,8 @@ impl Sysctl {
         Sysctl { family: "ipv6", table: "conf", name: "disable_ipv6".to_owned() }
     }
 
-    /// Whether the kernel changes it for the interfaces that are there already when it is changed for new ones or for all: of IPv4 each that nobody
-    /// has set for that interface, of IPv6 a few.
+    /// Whether the kernel may change it for the interfaces that are there already: of IPv4 each that nobody has set for that interface, when it is
+    /// changed for new ones (`default`); of IPv6 a few, when they are changed for `all`, which changes them for new ones, too.
     ///
     /// Source: net/ipv4/devinet.c, `devinet_conf_proc`; net/ipv6/addrconf.c, where `devconf_all` is.
     #[must_use]

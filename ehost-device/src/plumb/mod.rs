@@ -253,7 +253,7 @@ fn lease(
             };
             let settings =
                 node.routes.settings(link.index).map_err(code::io("look at the NIC's settings"))?;
-            // What it has as all interfaces have it may change for all of them while it is away.
+            // What it has as all interfaces have it may change for all of them while it is away; that it changed for new ones alone is not told from that.
             let mut new = NewInterfaces::default();
             let mut is_its_own = |name: &str, value| {
                 name.parse::<Sysctl>()

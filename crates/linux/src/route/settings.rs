@@ -63,8 +63,8 @@ const OF_IPV4: [&str; 33] = [
 ];
 
 /// The sysctls in the order of DEVCONF_*, which begins with 0. The empty ones cannot be set, are no numbers, follow the MTU, or are told in
-/// another unit than they are set in.
-const OF_IPV6: [&str; 59] = [
+/// another unit or form than they are set in.
+const OF_IPV6: [&str; 60] = [
     "forwarding",
     "hop_limit",
     "",
@@ -120,10 +120,11 @@ const OF_IPV6: [&str; 59] = [
     "ra_defrtr_metric",
     "ioam6_enabled",
     "ioam6_id",
-    "ioam6_id_wide",
+    "",
     "ndisc_evict_nocarrier",
     "accept_untracked_na",
     "accept_ra_min_lft",
+    "force_forwarding",
 ];
 
 impl Socket {

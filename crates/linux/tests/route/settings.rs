@@ -67,7 +67,7 @@ const NOT_READ: [&str; 11] = [
     "ra_honor_pio_life",
     "ra_honor_pio_pflag",
     "regen_min_advance",
-    "force_forwarding",
+    "ioam6_id_wide",
     "stable_secret",
 ];
 
