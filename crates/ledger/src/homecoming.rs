@@ -366,9 +366,13 @@ fn fetch_from(
 /// node, which puts its own on a NIC that comes home.
 fn take_programs_off(netns: &Netns, pod: &mut Socket, home: &Home, link: &Link) -> Result<(), linux::Error> {
     for program in home.foreign_xdp(link) {
-        // What stays is found at home. Where the node had programs on the NIC, the one that a link holds may be in place of one of these.
+        // Where the node had programs on the NIC, the one that a link holds may be in place of one of these.
         if pod.remove_xdp(link.index, program).is_err() && home.xdp.is_empty() {
-            let _ = linux::bpf::unlink_xdp(link.index, program);
+            // What is refused for good is told at home, where no link is cut; what fails only for now is tried again here.
+            match linux::bpf::unlink_xdp(link.index, program) {
+                Err(error) if error.is_passing() => return Err(error),
+                _ => {}
+            }
         }
     }
     if home.tcx.is_none() {

@@ -337,7 +337,6 @@ fn what_the_kernel_left_on_the_node_is_put_right_and_the_lease_waits_for_its_del
 #[test]
 fn tcx_programs_that_a_restorer_could_not_see_are_taken_off_by_the_del() {
     if !bpf::can_attach() {
-        println!("not tested: this takes Linux 6.6 or newer, and root outside of user namespaces");
         return;
     }
     let bench = Bench::new();

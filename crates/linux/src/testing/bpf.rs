@@ -18,7 +18,7 @@ const XDP: u32 = 37;
 const XDP_PASS: i32 = 2;
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 
-/// Whether TCX programs can be had here: the kernel is Linux 6.6 or newer, and the caller is root of no user namespace.
+/// Whether TCX programs can be had here: the kernel is Linux 6.6 or newer, and the caller is root of no user namespace. Says so where not.
 ///
 /// # Panics
 /// Where /proc is not mounted.
@@ -26,9 +26,13 @@ const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 pub fn can_attach() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
     let words: Vec<&str> = map.split_whitespace().collect();
-    words == ["0", "0", "4294967295"]
+    let can = words == ["0", "0", "4294967295"]
         && rustix::process::geteuid().is_root()
-        && crate::kernel_version().unwrap() >= (6, 6)
+        && crate::kernel_version().unwrap() >= (6, 6);
+    if !can {
+        println!("not tested: this takes Linux 6.6 or newer, and root outside of user namespaces");
+    }
+    can
 }
 
 /// Puts a TCX program on the way into an interface of the calling thread's network namespace. It stays when this process ends.
